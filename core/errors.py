@@ -1,0 +1,148 @@
+"""One tree of errors: everything a user can cause, each with a stable code and what to do next.
+
+    RatchetError
+    ├── ConfigError                 config_invalid
+    ├── SourceError
+    │   ├── SourceNotFound          source_not_found
+    │   ├── SourceForbidden         source_forbidden
+    │   ├── SourceEmpty             source_empty
+    │   ├── SourceNotText           source_not_text
+    │   └── SourceTooShort          source_too_short
+    ├── ModelUnavailable            model_unavailable
+    ├── DeviceUnavailable           device_unavailable
+    ├── CheckpointError
+    │   ├── CheckpointPathMissing   checkpoint_path_missing
+    │   ├── CheckpointNotFound      checkpoint_not_found
+    │   ├── CheckpointCorrupt       checkpoint_corrupt
+    │   ├── CheckpointUnsafe        checkpoint_unsafe
+    │   └── CheckpointMismatch      checkpoint_mismatch
+    ├── NonFiniteLoss               non_finite
+    └── GenerationError             generation_invalid
+
+A mistake of ours is an assert, never one of these.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class RatchetError(Exception):
+    """A failure that a user can cause, said in one sentence.
+
+    Args:
+        message: What is wrong, in words the user can act on.
+        field: The setting it concerns, if one does.
+    """
+
+    code: ClassVar[str] = "ratchet_error"
+
+    def __init__(self, message: str, *, field: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.field = field
+
+
+class ConfigError(RatchetError):
+    """One or several settings cannot be used; `problems` has (field, sentence) for each."""
+
+    code = "config_invalid"
+
+    def __init__(self, problems: list[tuple[str, str]]) -> None:
+        super().__init__("; ".join(f"{name}: {said}" if name else said for name, said in problems))
+        self.problems = problems
+
+
+class SourceError(RatchetError):
+    """A training text cannot be used."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, field="source")
+
+
+class SourceNotFound(SourceError):
+    """No such text under the sources root."""
+
+    code = "source_not_found"
+
+
+class SourceForbidden(SourceError):
+    """The name leads out of the sources root, or to something that is not a regular file."""
+
+    code = "source_forbidden"
+
+
+class SourceEmpty(SourceError):
+    """The text has nothing but white space in it."""
+
+    code = "source_empty"
+
+
+class SourceNotText(SourceError):
+    """The file is not UTF-8; the message has the byte offset."""
+
+    code = "source_not_text"
+
+
+class SourceTooShort(SourceError):
+    """Fewer tokens than one block and the token that follows it; the message has both numbers."""
+
+    code = "source_too_short"
+
+
+class ModelUnavailable(RatchetError):
+    """The base model's weights are neither in a folder nor in the cache nor to be fetched."""
+
+    code = "model_unavailable"
+
+
+class DeviceUnavailable(RatchetError):
+    """The device asked for is not on this machine."""
+
+    code = "device_unavailable"
+
+
+class CheckpointError(RatchetError):
+    """A checkpoint cannot be used."""
+
+
+class CheckpointPathMissing(CheckpointError):
+    """Resume was asked for without saying from where."""
+
+    code = "checkpoint_path_missing"
+
+
+class CheckpointNotFound(CheckpointError):
+    """No checkpoint of that id, name or path."""
+
+    code = "checkpoint_not_found"
+
+
+class CheckpointCorrupt(CheckpointError):
+    """A file of the checkpoint is missing, cut short or altered."""
+
+    code = "checkpoint_corrupt"
+
+
+class CheckpointUnsafe(CheckpointError):
+    """The file holds more than tensors and plain values, so it is not opened."""
+
+    code = "checkpoint_unsafe"
+
+
+class CheckpointMismatch(CheckpointError):
+    """The checkpoint belongs to another model shape, tokenizer or kind of run."""
+
+    code = "checkpoint_mismatch"
+
+
+class NonFiniteLoss(RatchetError):
+    """The loss became NaN or infinite; the last good checkpoint stays."""
+
+    code = "non_finite"
+
+
+class GenerationError(RatchetError):
+    """A prompt or sampling setting cannot be used with this model."""
+
+    code = "generation_invalid"

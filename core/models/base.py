@@ -1,0 +1,105 @@
+"""Where a base model's weights are: a local folder, the Hugging Face cache, or, within seconds, the hub.
+
+transformers would look for minutes when the network is gone; a user at a terminal should know within five seconds.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from core.errors import ModelUnavailable
+
+PROBE_SECONDS = 3.0
+FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
+
+
+def find_base(name: str, models_root: Path | None = None) -> Path:
+    """The folder of the base model called `name`.
+
+    Args:
+        name: A folder, or a hub name such as `gpt2` or `org/model`.
+        models_root: Where folders are looked for first, under `name`.
+
+    Raises:
+        ModelUnavailable: says what was looked for, where, and the two ways out.
+    """
+    tried = [models_root / name] if models_root else []
+    for folder in [*tried, Path(name)]:
+        if folder.is_dir():
+            return _checked(folder)
+    cached = _from_hub(name, local=True)
+    if cached:
+        return cached
+    reason = _hub_unreachable()
+    if reason is None:
+        fetched = _from_hub(name, local=False)
+        if fetched:
+            return fetched
+        reason = "the hub has no such model, or did not give it"
+    raise _unavailable(name, models_root, reason)
+
+
+def _checked(folder: Path) -> Path:
+    missing = [
+        what
+        for what, pattern in {"config.json": "config.json", "*.safetensors": "*.safetensors"}.items()
+        if not any(folder.glob(pattern))
+    ]
+    if missing:
+        raise ModelUnavailable(f"the folder '{folder}' is no base model: it has no {' and no '.join(missing)}")
+    return folder
+
+
+def _from_hub(name: str, *, local: bool) -> Path | None:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        found = snapshot_download(name, local_files_only=local, allow_patterns=FILES, etag_timeout=PROBE_SECONDS)
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError):
+        return None
+    folder = Path(found)
+    return folder if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")) else None
+
+
+def _hub_unreachable() -> str | None:
+    """Why the hub cannot be asked, or None. A name look-up has no time limit of its own, hence the thread."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set"
+    address = urlsplit(constants.ENDPOINT)
+    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return None
+    failures = ["no answer"]
+
+    def probe() -> None:
+        try:
+            port = address.port or (443 if address.scheme == "https" else 80)
+            socket.create_connection((address.hostname or "", port), timeout=PROBE_SECONDS).close()
+            failures.clear()
+        except OSError as error:
+            failures[0] = error.strerror or str(error)
+
+    thread = threading.Thread(target=probe, daemon=True)
+    thread.start()
+    thread.join(PROBE_SECONDS)
+    return f"{address.hostname} cannot be reached ({failures[0]})" if failures else None
+
+
+def _unavailable(name: str, models_root: Path | None, reason: str) -> ModelUnavailable:
+    from huggingface_hub import constants
+
+    places = [f"no folder '{Path(name).absolute()}'"]
+    if models_root:
+        places.insert(0, f"no folder '{models_root / name}'")
+    return ModelUnavailable(
+        f"base model '{name}' cannot be had: {', '.join(places)}, nothing in the cache {constants.HF_HUB_CACHE}, "
+        f"and {reason}. Either name a folder that has config.json, model.safetensors and the tokenizer's files "
+        f"(BASE_MODEL=/path/to/folder), or fetch it once on a machine with network: hf download {name}",
+        field="base_model",
+    )

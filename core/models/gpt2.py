@@ -1,0 +1,128 @@
+"""GPT-2 from pretrained weights, trained whole or through low-rank adapters.
+
+Shapes: B batch, T time, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from core.errors import CheckpointMismatch
+from core.losses import next_token_loss
+from core.models import LanguageModel
+from core.tokenizer import PretrainedTokenizer, TokenIds
+
+
+class GPT2Wrapper(LanguageModel):
+    """A Hugging Face GPT-2 with its tokenizer.
+
+    Args:
+        base: Folder with `config.json`, safetensors weights and tokenizer files.
+        use_lora: Freeze the base and train adapters on every linear layer but the head.
+        lora_rank: Rank of the adapters.
+        lora_alpha: Scale of the adapters is alpha / rank.
+        lora_dropout: Dropout before each adapter.
+        dropout: Dropout of embeddings, attention and residuals.
+        base_name: How the adapter's configuration names its base.
+    """
+
+    def __init__(
+        self,
+        base: Path,
+        use_lora: bool = False,
+        lora_rank: int = 8,
+        lora_alpha: float = 16.0,
+        lora_dropout: float = 0.0,
+        dropout: float = 0.0,
+        base_name: str | None = None,
+    ) -> None:
+        super().__init__()
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers.utils import logging
+
+        # A bar for weights that load in a blink would be the first line of every log.
+        logging.disable_progress_bar()
+        drops = {"attn_pdrop": dropout, "embd_pdrop": dropout, "resid_pdrop": dropout}
+        model = AutoModelForCausalLM.from_pretrained(
+            base, local_files_only=True, use_safetensors=True, trust_remote_code=False, dtype="float32", **drops
+        )
+        self.vocab_size = int(model.config.vocab_size)
+        self.max_context = int(model.config.max_position_embeddings)
+        pretrained = AutoTokenizer.from_pretrained(base, local_files_only=True, trust_remote_code=False)
+        self.tokenizer = PretrainedTokenizer(pretrained, self.vocab_size)
+        self.use_lora = use_lora
+        self.network: Any = model
+        if use_lora:
+            self.network = _with_adapters(model, base_name or str(base), lora_rank, lora_alpha, lora_dropout)
+            self.weights_file = "adapter_model.safetensors"
+
+    @property
+    def name(self) -> str:  # type: ignore[override]  # one class, two names
+        """`gpt2`, or `gpt2_lora`."""
+        return "gpt2_lora" if self.use_lora else "gpt2"
+
+    def encode(self, text: str) -> TokenIds:
+        """Ids without special tokens, shape (T,)."""
+        return self.tokenizer.encode(text)
+
+    def decode(self, ids: Any) -> str:
+        """The text of ids, shape (T,)."""
+        return self.tokenizer.decode(ids)
+
+    def forward(self, ids_BT: Tensor, targets_BT: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Logits (B, T, V) and the loss."""
+        logits_BTV = self.network(input_ids=ids_BT, use_cache=False).logits
+        return logits_BTV, None if targets_BT is None else next_token_loss(logits_BTV, targets_BT)
+
+    def predict(self, ids_BT: Tensor, cache: Any = None) -> tuple[Tensor, Any]:
+        """Logits (B, V) of the next token; the cache is transformers' own."""
+        said = self.network(input_ids=ids_BT, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        return said.logits[:, -1], said.past_key_values
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The adapters alone, or all weights with the tied head left out, under Hugging Face's own names."""
+        if self.use_lora:
+            from peft import get_peft_model_state_dict
+
+            return dict(get_peft_model_state_dict(self.network))
+        tied = set(self.network.all_tied_weights_keys)
+        return {name: tensor for name, tensor in self.network.state_dict().items() if name not in tied}
+
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """The adapters, or all weights."""
+        expected = self.tensors()
+        wrong = sorted(set(expected) ^ set(tensors)) or [
+            name for name, tensor in tensors.items() if tensor.shape != expected[name].shape
+        ]
+        if wrong:
+            raise CheckpointMismatch(f"the weights are not of this model's shape: {', '.join(wrong[:5])}")
+        for name, tensor in tensors.items():
+            expected[name].copy_(tensor)
+
+    def describe(self, folder: Path) -> None:
+        """Write `adapter_config.json`, or the model's `config.json`."""
+        if self.use_lora:
+            self.network.peft_config["default"].save_pretrained(folder)
+        else:
+            self.network.config.save_pretrained(folder)
+
+
+def _with_adapters(model: Any, base_name: str, rank: int, alpha: float, dropout: float) -> Any:
+    from peft import get_peft_model
+
+    from core.models.lora import adapter_config
+
+    config = adapter_config(
+        "all-linear",
+        rank,
+        alpha,
+        dropout,
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=base_name,
+        # GPT-2 keeps its matrices as (in, out); peft asks to be told.
+        fan_in_fan_out=True,
+    )
+    return get_peft_model(model, config)

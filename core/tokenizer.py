@@ -1,0 +1,123 @@
+"""Text to token ids and back: characters for models from scratch, a base model's own tokenizer for the others."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from core.errors import CheckpointCorrupt, GenerationError
+
+CHARACTERS_FILE = "characters.json"
+
+TokenIds = NDArray[np.int64]
+
+
+class Tokenizer(Protocol):
+    """What data preparation, checkpoints and generation need of a tokenizer."""
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the largest id."""
+        ...
+
+    def encode(self, text: str) -> TokenIds:
+        """Token ids, shape (T,)."""
+        ...
+
+    def decode(self, ids: Any) -> str:
+        """The text of ids, shape (T,)."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write the files that `load_tokenizer` reads."""
+        ...
+
+
+class CharacterTokenizer:
+    """One token for each distinct character, in order of code point.
+
+    Args:
+        characters: The alphabet; position is id.
+    """
+
+    def __init__(self, characters: list[str]) -> None:
+        self.characters = characters
+        self._code_points = np.array([ord(character) for character in characters], dtype=np.uint32)
+
+    @classmethod
+    def of_text(cls, text: str) -> CharacterTokenizer:
+        """The tokenizer whose alphabet is exactly the text's."""
+        return cls(sorted(set(text)))
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of characters in the alphabet."""
+        return len(self.characters)
+
+    def encode(self, text: str) -> TokenIds:
+        """Ids of the characters, shape (len(text),).
+
+        Raises:
+            GenerationError: the text has characters that the alphabet lacks; the message shows them.
+        """
+        code_points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+        ids = np.searchsorted(self._code_points, code_points)
+        known = self._code_points[np.minimum(ids, self.vocab_size - 1)] == code_points
+        if not known.all():
+            missing = sorted({chr(int(point)) for point in code_points[~known]})
+            shown = " ".join(repr(character) for character in missing[:10])
+            raise GenerationError(f"the model has never seen {len(missing)} of the text's characters: {shown}")
+        return ids.astype(np.int64)
+
+    def decode(self, ids: Any) -> str:
+        """The characters of ids, joined."""
+        return "".join(self.characters[int(i)] for i in ids)
+
+    def save(self, folder: Path) -> None:
+        """Write `characters.json`."""
+        text = json.dumps({"type": "characters", "characters": self.characters}, ensure_ascii=True)
+        (folder / CHARACTERS_FILE).write_text(text)
+
+
+class PretrainedTokenizer:
+    """A Hugging Face tokenizer behind the same four methods.
+
+    Args:
+        tokenizer: What `AutoTokenizer.from_pretrained` gave.
+        vocab_size: Rows of the model's embedding, which may be more than the tokenizer has tokens.
+    """
+
+    def __init__(self, tokenizer: Any, vocab_size: int) -> None:
+        self.tokenizer = tokenizer
+        self.vocab_size = vocab_size
+
+    def encode(self, text: str) -> TokenIds:
+        """Ids without special tokens, shape (T,)."""
+        # verbose=False: a whole source is longer than the model's window on purpose.
+        ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return np.asarray(ids, dtype=np.int64)
+
+    def decode(self, ids: Any) -> str:
+        """The text, exactly as the tokens spell it."""
+        return str(self.tokenizer.decode([int(i) for i in ids], clean_up_tokenization_spaces=False))
+
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer's own files."""
+        self.tokenizer.save_pretrained(folder)
+
+
+def load_characters(folder: Path) -> CharacterTokenizer:
+    """The tokenizer that a from-scratch checkpoint keeps.
+
+    Raises:
+        CheckpointCorrupt: the file does not hold an alphabet.
+    """
+    try:
+        characters = json.loads((folder / CHARACTERS_FILE).read_text())["characters"]
+        return CharacterTokenizer([str(character) for character in characters])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointCorrupt(f"'{folder.name}/{CHARACTERS_FILE}' cannot be read: {error}") from None

@@ -1,0 +1,341 @@
+"""The loop: from `step` to `end_step`, with evaluations, checkpoints and a stop at any step boundary.
+
+What must survive a restart is in `RunState`, the model, the optimizer and the generators, see `core.state`; nothing
+else here is remembered from one step to the next but clocks.
+
+Shapes: B batch, T block_size.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+import psutil
+import torch
+
+from core.config import TrainingConfig
+from core.data import TokenData, batch
+from core.errors import NonFiniteLoss
+from core.events import CheckpointSaved, Emit, Eval, Sample, Started, Step, Warned
+from core.generation import Sampling, final_prompt, generate_text
+from core.models import LanguageModel
+from core.models.bigram import BigramLanguageModel, BigramLanguageModelLoRA
+from core.narration import Narrator
+from core.state import RunState
+from core.tokenizer import Tokenizer
+
+PROGRESS_EVERY = 25
+CLIP_FULL = 1.0
+CLIP_LORA = 2.0
+
+ShouldStop = Callable[[], bool]
+SaveRun = Callable[["Trainer"], CheckpointSaved]
+
+
+class Outcome(StrEnum):
+    """How a run ended."""
+
+    FINISHED = "finished"
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a run is made of."""
+
+    config: TrainingConfig
+    model: LanguageModel
+    optimizer: torch.optim.Optimizer
+    tokenizer: Tokenizer
+    tokens: TokenData
+    device: str
+    block_size: int
+
+    def warnings(self) -> list[str]:
+        """What the user should know before it begins."""
+        said = [self.tokens.warning] if self.tokens.warning else []
+        if self.block_size < self.config.block_size:
+            said.append(
+                f"block_size {self.config.block_size} is more than the model's {self.block_size} positions; "
+                f"training with {self.block_size}"
+            )
+        return said
+
+
+@dataclass(slots=True)
+class Trainer:
+    """One run, fresh or resumed.
+
+    Args:
+        parts: Model, optimizer, data.
+        run: Where the run is; it moves on with every update.
+        emit: Takes the run's events.
+        should_stop: Asked at every step boundary.
+        save: Publishes a checkpoint of this run; None where nothing is kept.
+    """
+
+    parts: Parts
+    run: RunState
+    emit: Emit
+    should_stop: ShouldStop
+    save: SaveRun | None = None
+    narrator: Narrator = field(init=False)
+    clock: _Clock = field(init=False)
+    saved_step: int = field(init=False, default=-1)
+
+    def __post_init__(self) -> None:
+        self.narrator = Narrator(self.emit)
+        self.clock = _Clock(self.parts.config.batch_size * self.parts.block_size)
+
+    def train(self) -> Outcome:
+        """Make every update up to `end_step`, or stop at a step boundary when asked to."""
+        self.begin()
+        while self.run.step < self.run.end_step:
+            if self.should_stop():
+                return self.stop()
+            loss = self.update()
+            self.report_progress_if_due(loss)
+            self.evaluate_if_due()
+            self.save_if_due()
+        return self.finish()
+
+    def begin(self) -> None:
+        """Say what is trained, and measure where it starts unless the checkpoint already knew."""
+        model, run = self.parts.model, self.run
+        counts = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+        num_parameters = sum(count for count, _ in counts)
+        self.narrator.begun(run, self.parts, num_parameters)
+        self.emit(
+            Started(
+                start_step=run.step,
+                end_step=run.end_step,
+                num_parameters=num_parameters,
+                num_trainable=sum(count for count, trains in counts if trains),
+                device=self.parts.device,
+                train_tokens=len(self.parts.tokens.train),
+                val_tokens=len(self.parts.tokens.val),
+            )
+        )
+        for warning in self.parts.warnings():
+            self.emit(Warned(warning))
+        if run.last_evaluation is None or run.last_evaluation["step"] != run.step:
+            self.evaluate()
+        self.parts.model.train()
+
+    def update(self) -> float:
+        """One optimizer update on batch `step`.
+
+        Returns:
+            The loss before it, in nats.
+
+        Raises:
+            NonFiniteLoss: the weights are left as they were.
+        """
+        config, parts, run = self.parts.config, self.parts, self.run
+        self.clock.start()
+        rate = set_learning_rate(parts.optimizer, config, run.step)
+        ids_BT, targets_BT = batch(
+            parts.tokens.train, "train", run.step, config.seed, config.batch_size, parts.block_size, parts.device
+        )
+        _, loss = parts.model(ids_BT, targets_BT)
+        value = float(loss.item())
+        if not math.isfinite(value):
+            raise NonFiniteLoss(f"the loss became {value} at step {run.step}; a lower learning rate may help")
+        parts.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = clip_gradients(parts.model, config)
+        parts.optimizer.step()
+        run.step += 1
+        run.tokens_seen += ids_BT.numel()
+        self.clock.stop()
+        self.emit(Step(run.step, value, rate, norm, round(self.clock.tokens_per_second, 1), memory_bytes(parts.device)))
+        return value
+
+    def report_progress_if_due(self, loss: float) -> None:
+        """A line every 25 steps, where no evaluation says more."""
+        run = self.run
+        if run.step % PROGRESS_EVERY == 0 and run.step % self.parts.config.eval_interval and run.step < run.end_step:
+            seconds_left = (run.end_step - run.step) * self.clock.seconds_per_step
+            self.narrator.progressed(run, loss, self.clock.tokens_per_second, seconds_left)
+
+    def evaluate_if_due(self) -> None:
+        """At every multiple of eval_interval, and at the end."""
+        if self.run.step % self.parts.config.eval_interval == 0 or self.run.step == self.run.end_step:
+            self.evaluate()
+
+    def evaluate(self) -> None:
+        """Measure both losses; no generator that training draws from is touched."""
+        losses = estimate_loss(self.parts)
+        self.run.evaluations.append({"step": self.run.step, **losses})
+        if self.run.initial_train_loss is None:
+            self.run.initial_train_loss = losses["train_loss"]
+        self.emit(Eval(self.run.step, losses["train_loss"], losses["val_loss"]))
+        self.narrator.evaluated(self.run)
+
+    def save_if_due(self) -> None:
+        """At every multiple of checkpoint_interval."""
+        config = self.parts.config
+        if config.enable_checkpoints and self.run.step % config.checkpoint_interval == 0:
+            self.keep()
+
+    def keep(self) -> None:
+        """Publish a checkpoint of this step, once."""
+        if self.save is None or self.saved_step == self.run.step:
+            return
+        if self.run.last_evaluation is not None:
+            self.run.last_checkpoint_train_loss = self.run.last_evaluation["train_loss"]
+        saved = self.save(self)
+        self.saved_step = self.run.step
+        self.emit(saved)
+        self.narrator.saved(saved.name)
+
+    def stop(self) -> Outcome:
+        """Keep what has been made."""
+        self.keep()
+        self.narrator.stopped(self.run)
+        return Outcome.STOPPED
+
+    def finish(self) -> Outcome:
+        """Keep the result, then let the model write something."""
+        self.keep()
+        self.narrator.finished(self.run, self.clock.elapsed)
+        if self.parts.config.max_new_tokens:
+            self.sample()
+        return Outcome.FINISHED
+
+    def sample(self) -> None:
+        """The text that ends a run; cut short if a stop is asked for, since the result is already kept."""
+        config = self.parts.config
+        prompt = final_prompt(self.parts.model.name)
+        sampling = Sampling(config.max_new_tokens, config.temperature, config.top_k, seed=config.seed)
+        pieces: list[str] = []
+        for piece in generate_text(self.parts.model, self.parts.tokenizer, prompt, sampling):
+            pieces.append(piece)
+            if self.should_stop():
+                break
+        text = "".join(pieces)
+        self.emit(Sample(self.run.step, prompt, text))
+        self.narrator.sampled(prompt, text)
+
+
+class _Clock:
+    """Training time alone: evaluations and saves are not in it."""
+
+    def __init__(self, tokens_per_step: int) -> None:
+        self.tokens_per_step = tokens_per_step
+        self.seconds_per_step = math.nan
+        self.began = time.perf_counter()
+        self._step_began = self.began
+
+    def start(self) -> None:
+        self._step_began = time.perf_counter()
+
+    def stop(self) -> None:
+        took = time.perf_counter() - self._step_began
+        # A moving average over about ten steps: steady enough to read, quick enough to show a change.
+        self.seconds_per_step = took if math.isnan(self.seconds_per_step) else 0.9 * self.seconds_per_step + 0.1 * took
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens_per_step / self.seconds_per_step
+
+    @property
+    def elapsed(self) -> float:
+        return time.perf_counter() - self.began
+
+
+def build_model(config: TrainingConfig, vocab_size: int | None = None, base: Path | None = None) -> LanguageModel:
+    """The model that `config` describes, on the CPU.
+
+    Args:
+        vocab_size: For a model from scratch, the tokenizer's.
+        base: For GPT-2, the folder of the weights to start from; without it, `config.base_model` is looked up.
+
+    Raises:
+        ModelUnavailable: the base cannot be had.
+    """
+    if config.model_type == "gpt2":
+        from core.models.base import find_base
+        from core.models.gpt2 import GPT2Wrapper
+
+        folder = base or find_base(config.base_model)
+        lora = (config.use_lora, config.lora_rank, config.lora_alpha, config.lora_dropout)
+        return GPT2Wrapper(folder, *lora, dropout=config.dropout, base_name=config.base_model)
+    assert vocab_size is not None, "a model from scratch needs its tokenizer's vocabulary"
+    shape = (vocab_size, config.block_size, config.n_embd, config.n_head, config.n_layer, config.dropout)
+    if not config.use_lora:
+        return BigramLanguageModel(*shape)
+    return BigramLanguageModelLoRA(
+        *shape, lora_rank=config.lora_rank, lora_alpha=config.lora_alpha, lora_dropout=config.lora_dropout
+    )
+
+
+def build_optimizer(config: TrainingConfig, model: LanguageModel) -> torch.optim.Optimizer:
+    """AdamW over the parameters that train: with LoRA the adapters' (and whatever else was left free), else all."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    # beta2 of 0.99: runs here are hundreds of steps, and a memory of a thousand would never warm up.
+    return torch.optim.AdamW(trainable, lr=config.learning_rate, betas=(0.9, 0.99))
+
+
+def run_training(trainer: Trainer) -> Outcome:
+    """Train from the run's step to its end."""
+    return trainer.train()
+
+
+def estimate_loss(parts: Parts) -> dict[str, float]:
+    """Mean loss over `eval_iters` batches of each part, the same batches every time.
+
+    Fixed batches make two evaluations differ by the model alone, and leave no generator in another state.
+    """
+    config, model = parts.config, parts.model
+    was_training = model.training
+    model.eval()
+    means = {}
+    with torch.inference_mode():
+        for name, tokens, stream in (
+            ("train_loss", parts.tokens.train, "train_estimate"),
+            ("val_loss", parts.tokens.val, "val"),
+        ):
+            total = 0.0
+            for index in range(config.eval_iters):
+                ids_BT, targets_BT = batch(
+                    tokens, stream, index, config.seed, config.batch_size, parts.block_size, parts.device
+                )
+                total += model(ids_BT, targets_BT)[1].item()
+            means[name] = total / config.eval_iters
+    model.train(was_training)
+    return means
+
+
+def learning_rate(config: TrainingConfig, step: int) -> float:
+    """The rate of the update that follows `step` updates: a straight rise over `warmup_steps`, then level."""
+    if not config.use_lr_warmup:
+        return config.learning_rate
+    return config.learning_rate * min(1.0, (step + 1) / config.warmup_steps)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, config: TrainingConfig, step: int) -> float:
+    """Give every parameter group the step's rate, and return it."""
+    rate = learning_rate(config, step)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    return rate
+
+
+def clip_gradients(model: LanguageModel, config: TrainingConfig) -> float:
+    """Scale gradients down to a norm of 1.0 (2.0 with LoRA); returns the norm before."""
+    limit = CLIP_LORA if config.use_lora else CLIP_FULL
+    trainable = [parameter for parameter in model.parameters() if parameter.grad is not None]
+    return float(torch.nn.utils.clip_grad_norm_(trainable, limit))
+
+
+def memory_bytes(device: str) -> int:
+    """Allocated on the GPU, or resident in this process."""
+    if device.startswith("cuda"):
+        return int(torch.cuda.memory_allocated(device))
+    return int(psutil.Process().memory_info().rss)

@@ -1,0 +1,170 @@
+"""Finding and listing jobs and checkpoints.
+
+Each question is asked for an owner: what belongs to another is not there.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection, Mapping
+from typing import Literal
+
+from sqlalchemy import func, tuple_
+from sqlmodel import Session, col, or_, select
+from sqlmodel.sql.expression import SelectOfScalar
+
+from core.errors import CheckpointNotFound
+from jobs.errors import JobBusy, JobNotFound
+from jobs.sqlite import json_has
+from jobs.tables import FINAL, Checkpoint, Job, State
+
+Order = Literal["newest", "best"]
+
+_BEYOND = "\U0010ffff"  # Sorts after every character that an id or a name can have.
+
+
+def get_job(session: Session, owner: str, job_id: str) -> Job:
+    """One job.
+
+    Raises:
+        JobNotFound: it does not exist, or is another's.
+    """
+    job = session.exec(select(Job).where(Job.id == job_id, Job.owner == owner)).one_or_none()
+    if job is None:
+        raise JobNotFound(job_id)
+    return job
+
+
+def list_jobs(
+    session: Session,
+    owner: str,
+    limit: int,
+    after: str | None = None,
+    *,
+    states: Collection[State] = (),
+    source: str | None = None,
+    model: str | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> tuple[list[Job], bool]:
+    """A page of jobs, newest first, and whether there are more.
+
+    Args:
+        after: Id of the last job of the page before.
+        states: Any of these; all if empty.
+        model: A `model_type`.
+        metadata: Each of these keys has this value.
+
+    Raises:
+        JobNotFound: there is no job `after`.
+    """
+    query = select(Job).where(Job.owner == owner)
+    if states:
+        query = query.where(col(Job.state).in_(states))
+    if source is not None:
+        query = query.where(Job.source == source)
+    if model is not None:
+        query = query.where(Job.model_type == model)
+    for key, value in (metadata or {}).items():
+        query = query.where(json_has(col(Job.meta), key, value))
+    if after is not None:
+        last = get_job(session, owner, after)
+        query = query.where(tuple_(col(Job.created_at), col(Job.id)) < (last.created_at, last.id))
+    query = query.order_by(col(Job.created_at).desc(), col(Job.id).desc())
+    jobs = session.exec(query.limit(limit + 1)).all()
+    return list(jobs[:limit]), len(jobs) > limit
+
+
+def delete_job(session: Session, job: Job) -> None:
+    """Remove a finished job and its events; its checkpoints stay, and lose only their tie to it.
+
+    Raises:
+        JobBusy: the job is not final.
+    """
+    if job.state not in FINAL:
+        raise JobBusy(f"Job {job.id} is {job.state}; cancel it before you delete it.")
+    session.delete(job)
+    session.flush()
+
+
+def find_checkpoint(session: Session, owner: str, ref: str) -> Checkpoint:
+    """The checkpoint of that id or name, or the only one whose id or name begins like that.
+
+    Raises:
+        CheckpointNotFound: there is none, or more than one.
+    """
+    mine = select(Checkpoint).where(Checkpoint.owner == owner)
+    exact = session.exec(mine.where(or_(Checkpoint.id == ref, Checkpoint.name == ref))).first()
+    if exact is not None:
+        return exact
+    begins = or_(
+        col(Checkpoint.id).between(ref, ref + _BEYOND),
+        col(Checkpoint.name).between(ref, ref + _BEYOND),
+    )
+    found = session.exec(mine.where(begins).limit(2)).all() if ref else []
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise CheckpointNotFound(f"Several checkpoints begin with {ref!r}, like {found[0].id} and {found[1].id}.")
+    raise CheckpointNotFound(f"There is no checkpoint {ref!r}; GET /checkpoints lists those at hand.")
+
+
+def list_checkpoints(
+    session: Session,
+    owner: str,
+    limit: int,
+    after: str | None = None,
+    *,
+    job_id: str | None = None,
+    source: str | None = None,
+    model: str | None = None,
+    order: Order = "newest",
+) -> tuple[list[Checkpoint], bool]:
+    """A page of checkpoints, and whether there are more.
+
+    Args:
+        after: Id of the last checkpoint of the page before.
+        order: `newest` first, or `best` (lowest validation loss) first; those without a loss come last.
+
+    Raises:
+        CheckpointNotFound: there is no checkpoint `after`.
+    """
+    query = select(Checkpoint).where(Checkpoint.owner == owner)
+    if job_id is not None:
+        query = query.where(Checkpoint.job_id == job_id)
+    if source is not None:
+        query = query.where(Checkpoint.source == source)
+    if model is not None:
+        query = query.where(Checkpoint.model == model)
+    last = find_checkpoint(session, owner, after) if after is not None else None
+    rows = session.exec(_in_order(query, order, last).limit(limit + 1)).all()
+    return list(rows[:limit]), len(rows) > limit
+
+
+def latest_checkpoint(session: Session, job_id: str) -> Checkpoint | None:
+    """The checkpoint of this job with the most steps behind it; of equals, the one made last."""
+    query = select(Checkpoint).where(Checkpoint.job_id == job_id)
+    return session.exec(query.order_by(col(Checkpoint.step).desc(), col(Checkpoint.created_at).desc()).limit(1)).first()
+
+
+def adopt_checkpoint(session: Session, checkpoint: Checkpoint) -> bool:
+    """Enter a checkpoint that was found on disk; False if its id or name is known already."""
+    known = select(Checkpoint.id).where(or_(Checkpoint.id == checkpoint.id, Checkpoint.name == checkpoint.name))
+    if session.exec(known).first() is not None:
+        return False
+    session.add(checkpoint)
+    session.flush()
+    return True
+
+
+def _in_order(query: SelectOfScalar[Checkpoint], order: Order, last: Checkpoint | None) -> SelectOfScalar[Checkpoint]:
+    """Sort, and leave out all that comes before `last` and `last` itself."""
+    if order == "newest":
+        if last is not None:
+            query = query.where(tuple_(col(Checkpoint.created_at), col(Checkpoint.id)) < (last.created_at, last.id))
+        return query.order_by(col(Checkpoint.created_at).desc(), col(Checkpoint.id).desc())
+    unmeasured = sys.float_info.max
+    loss = func.coalesce(col(Checkpoint.val_loss), unmeasured)
+    if last is not None:
+        reached = unmeasured if last.val_loss is None else last.val_loss
+        query = query.where(tuple_(loss, col(Checkpoint.id)) > (reached, last.id))
+    return query.order_by(loss, col(Checkpoint.id))

@@ -1,0 +1,73 @@
+"""What the ledger refuses, and why.
+
+    core.errors.RatchetError
+    ├── JobNotFound             job_not_found
+    ├── JobBusy                 job_busy
+    ├── IllegalTransition       illegal_transition
+    ├── LeaseLost               lease_lost
+    ├── IdempotencyConflict     idempotency_conflict
+    └── LedgerUnavailable       ledger_unavailable
+        └── LedgerNewer         ledger_newer
+
+A checkpoint that is not there is `core.errors.CheckpointNotFound`.
+"""
+
+from __future__ import annotations
+
+from core.errors import RatchetError
+
+
+class JobNotFound(RatchetError):
+    """No job of that id that this owner may see."""
+
+    code = "job_not_found"
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(f"There is no job {job_id!r}; GET /jobs lists those at hand.")
+
+
+class JobBusy(RatchetError):
+    """The job has to come to rest first."""
+
+    code = "job_busy"
+
+
+class IllegalTransition(RatchetError):
+    """The state machine has no such arrow; see `jobs.tables`."""
+
+    code = "illegal_transition"
+
+    def __init__(self, job_id: str, state: str, to: str) -> None:
+        super().__init__(f"Job {job_id} is {state}; it cannot become {to} from there.")
+
+
+class LeaseLost(RatchetError):
+    """The caller no longer holds the job: nothing was written, and its child has to be stopped."""
+
+    code = "lease_lost"
+
+    def __init__(self, job_id: str, fence: int) -> None:
+        super().__init__(f"The lease on job {job_id} with fence {fence} is lost; stop its run, another may hold it.")
+
+
+class IdempotencyConflict(RatchetError):
+    """The key was used before, for another request."""
+
+    code = "idempotency_conflict"
+
+    def __init__(self, key: str) -> None:
+        super().__init__(
+            f"The idempotency key {key!r} was used for a different request; choose a new key for this one."
+        )
+
+
+class LedgerUnavailable(RatchetError):
+    """The database is locked, full, damaged or out of reach; the transaction left nothing behind."""
+
+    code = "ledger_unavailable"
+
+
+class LedgerNewer(LedgerUnavailable):
+    """The database was migrated by a later release than this one."""
+
+    code = "ledger_newer"

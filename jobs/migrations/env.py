@@ -1,0 +1,16 @@
+"""What Alembic runs for each command; the connection, with its transaction, comes from `upgrade`."""
+
+from __future__ import annotations
+
+from alembic import context
+from sqlmodel import SQLModel
+
+import jobs.tables  # noqa: F401  # Fills the metadata.
+
+context.configure(
+    connection=context.config.attributes["connection"],
+    target_metadata=SQLModel.metadata,
+    render_as_batch=True,
+)
+with context.begin_transaction():
+    context.run_migrations()

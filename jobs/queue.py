@@ -1,0 +1,203 @@
+"""What people and the dispatcher do with jobs: put them in line, take the next one, hold them back, call them off."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import ScalarSelect, func, or_
+from sqlalchemy.orm import aliased
+from sqlmodel import Session, col, select, update
+
+from jobs.errors import IdempotencyConflict, IllegalTransition, JobBusy, JobNotFound
+from jobs.tables import FINAL, HELD, Job, State, Stop
+from jobs.transitions import RETURN_FRESH, announce, transition
+
+
+@dataclass(frozen=True, slots=True)
+class NewJob:
+    """A run to put in line. `config` has every hyperparameter; `request_hash` tells a repeated request from another
+    one under the same `idempotency_key`; `run_after` is in unix seconds."""
+
+    name: str
+    config: Mapping[str, Any]
+    training_steps: int
+    start_step: int = 0
+    priority: int = 0
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    owner: str = "local"
+    parent_job: str | None = None
+    parent_checkpoint: str | None = None
+    resume_mode: str | None = None
+    diff: Any = None
+    idempotency_key: str | None = None
+    request_hash: str | None = None
+    run_after: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Enqueued:
+    """The job that answers a request; `created` is False if an earlier request had made it."""
+
+    job: Job
+    created: bool
+
+
+def enqueue(session: Session, spec: NewJob, now: float | None = None) -> Enqueued:
+    """Put a job at the end of the line, or find the one that the same request made before.
+
+    Raises:
+        IdempotencyConflict: the owner used this key for a different request.
+    """
+    earlier = _made_before(session, spec)
+    if earlier is not None:
+        return Enqueued(earlier, created=False)
+    now = time.time() if now is None else now
+    last_place = session.exec(select(func.coalesce(func.max(Job.seq), 0))).one()
+    job = _row(spec, last_place + 1, now)
+    session.add(job)
+    session.flush()
+    announce(session, job, now)
+    return Enqueued(job, created=True)
+
+
+def claim(session: Session, worker_id: str, now: float) -> Job | None:
+    """Take the first job that is due, by priority and then by its place in line; None if there is none.
+
+    One statement, so that no two workers get the same job. The job that comes back carries the fence that every later
+    write of its holder has to show.
+    """
+    statement = (
+        update(Job)
+        .where(col(Job.id) == _first_in_line(now))
+        .values(
+            state=State.STARTING,
+            fence=col(Job.fence) + 1,
+            attempt=col(Job.attempt) + 1,
+            last_seq=col(Job.last_seq) + 1,
+            claimed_checkpoint=col(Job.checkpoint),
+            worker_id=worker_id,
+            run_after=None,
+            error=None,
+        )
+        .returning(Job)
+    )
+    job: Job | None = session.exec(statement, execution_options=RETURN_FRESH).scalar_one_or_none()
+    if job is not None:
+        announce(session, job, now)
+    return job
+
+
+def request_cancel(session: Session, job: Job) -> Job:
+    """Stop a job for good: at once if nobody holds it, else its worker is asked to. A final job is left as it is."""
+    job = _locked(session, job)
+    if job.state in FINAL:
+        return job
+    if job.state in HELD:
+        return _ask_holder(session, job, Stop.CANCEL)
+    return transition(session, job.id, State.CANCELLED, fence=None, run_after=None)
+
+
+def request_pause(session: Session, job: Job) -> Job:
+    """Stop a job so that it can go on: at once if nobody holds it, else its worker is asked to.
+
+    A job that is paused already, or about to be cancelled, is left as it is.
+
+    Raises:
+        IllegalTransition: the job is final.
+    """
+    job = _locked(session, job)
+    if job.state in FINAL:
+        raise IllegalTransition(job.id, job.state, State.PAUSED)
+    if job.state in HELD:
+        return job if job.stop_requested is Stop.CANCEL else _ask_holder(session, job, Stop.PAUSE)
+    if job.state is State.RETRY_WAIT:
+        job = transition(session, job.id, State.QUEUED, fence=None, run_after=None)
+    return job if job.state is State.PAUSED else transition(session, job.id, State.PAUSED, fence=None)
+
+
+def unpause(session: Session, job: Job) -> Job:
+    """Let a paused job go on, from its latest checkpoint; a pause that its worker has not begun is taken back.
+
+    Raises:
+        JobBusy: the worker is stopping the job just now.
+        IllegalTransition: the job is not paused.
+    """
+    job = _locked(session, job)
+    if job.state is State.STOPPING:
+        raise JobBusy(f"Job {job.id} is stopping; wait until it is paused.")
+    if job.state in HELD and job.stop_requested is Stop.PAUSE:
+        return _ask_holder(session, job, None)
+    if job.state is not State.PAUSED:
+        raise IllegalTransition(job.id, job.state, State.QUEUED)
+    return transition(session, job.id, State.QUEUED, fence=None, stop_requested=None, error=None)
+
+
+def wake_due(session: Session, now: float) -> list[Job]:
+    """Put failed jobs whose waiting time is over back in line; those come back."""
+    due = select(Job.id).where(col(Job.state) == State.RETRY_WAIT, col(Job.run_after) <= now).order_by(col(Job.seq))
+    ids = session.exec(due.with_for_update(skip_locked=True)).all()
+    return [transition(session, job_id, State.QUEUED, fence=None, now=now, run_after=None) for job_id in ids]
+
+
+def _row(spec: NewJob, seq: int, now: float) -> Job:
+    return Job(
+        seq=seq,
+        name=spec.name,
+        owner=spec.owner,
+        priority=spec.priority,
+        config=dict(spec.config),
+        meta=dict(spec.metadata),
+        source=str(spec.config.get("source", "")),
+        model_type=str(spec.config.get("model_type", "")),
+        parent_job=spec.parent_job,
+        parent_checkpoint=spec.parent_checkpoint,
+        resume_mode=spec.resume_mode,
+        diff=spec.diff,
+        start_step=spec.start_step,
+        step=spec.start_step,
+        training_steps=spec.training_steps,
+        run_after=spec.run_after,
+        idempotency_key=spec.idempotency_key,
+        request_hash=spec.request_hash,
+        last_seq=1,
+        created_at=now,
+    )
+
+
+def _first_in_line(now: float) -> ScalarSelect[Any]:
+    waiting = aliased(Job)
+    return (
+        select(waiting.id)
+        .where(col(waiting.state) == State.QUEUED, or_(col(waiting.run_after).is_(None), col(waiting.run_after) <= now))
+        .order_by(col(waiting.priority).desc(), col(waiting.seq))
+        .limit(1)
+        .with_for_update(skip_locked=True)
+        .scalar_subquery()
+    )
+
+
+def _made_before(session: Session, spec: NewJob) -> Job | None:
+    if spec.idempotency_key is None:
+        return None
+    same_key = select(Job).where(Job.owner == spec.owner, Job.idempotency_key == spec.idempotency_key)
+    job = session.exec(same_key).one_or_none()
+    if job is not None and job.request_hash != spec.request_hash:
+        raise IdempotencyConflict(spec.idempotency_key)
+    return job
+
+
+def _locked(session: Session, job: Job) -> Job:
+    found = session.get(Job, job.id, populate_existing=True, with_for_update=True)
+    if found is None:
+        raise JobNotFound(job.id)
+    return found
+
+
+def _ask_holder(session: Session, job: Job, stop: Stop | None) -> Job:
+    job.stop_requested = stop
+    session.add(job)
+    session.flush()
+    return job

@@ -1,0 +1,1 @@
+"""Programs that prepare committed files; none of them is needed at run time."""

@@ -1,0 +1,162 @@
+"""Train from the command line: `python3 training.py`, with everything said in environment variables.
+
+With `CHECKPOINT_PATH` the run goes on from that checkpoint, without it a fresh run begins. The README has the table of
+variables. A thin front over `core/`: the service's worker runs the same trainer.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from core.checkpointing import (
+    CheckpointStore,
+    close_checkpoint_log,
+    create_checkpoint_log_file,
+    load_checkpoint,
+    write_checkpoint_log,
+)
+from core.config import (
+    ScriptConfig,
+    config_to_dict,
+    load_config_fresh_from_env,
+    load_config_from_checkpoint,
+    parse_mode,
+)
+from core.errors import CheckpointPathMissing, RatchetError
+from core.events import CheckpointSaved, Event, Log, Resumed, Warned
+from core.io_utils import (
+    generate_output_filename,
+    get_data_source_name,
+    get_model_name,
+    restore_stdout,
+    setup_stdout_capture,
+    write_output_file,
+)
+from core.sources import read_source
+
+
+def main(env: Mapping[str, str] = os.environ, *, must_resume: bool = False) -> int:
+    """Run what the environment describes.
+
+    Returns:
+        The exit status: 0, or 1 after an error that has been said in one sentence.
+    """
+    try:
+        Console(env, must_resume).run()
+    except RatchetError as error:
+        print(f"❌ Error: {error.message}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("🛑 Interrupted at once; the last checkpoint stays", file=sys.stderr)
+        return 130
+    return 0
+
+
+class Console:
+    """One run from the command line, and what it shows and keeps."""
+
+    def __init__(self, env: Mapping[str, str], must_resume: bool) -> None:
+        self.env = env
+        self.path = checkpoint_path(env, must_resume)
+        self.checkpoint = load_checkpoint(self.path) if self.path else None
+        self.differences: list[str] = []
+        if self.checkpoint:
+            self.config, differences = load_config_from_checkpoint(self.checkpoint, env)
+            self.differences = [str(item) for item in differences]
+        else:
+            self.config = load_config_fresh_from_env(env)
+        self.stopping = False
+
+    def run(self) -> None:
+        """Train with stdout captured, and keep the output in a file if the configuration says so."""
+        tee, original = setup_stdout_capture(self.config.enable_output_to_file)
+        try:
+            model_name, first, last = self.train()
+        finally:
+            restore_stdout(original)
+        if tee:
+            name = generate_output_filename(model_name, get_data_source_name(self.config.source), first, last)
+            kept = write_output_file(self.config.output_dir / name, config_to_dict(self.config), tee.captured())
+            print(f"📝 Output kept in {kept}")
+
+    def train(self) -> tuple[str, int, int]:
+        """Train; returns the model's name and the first and last step."""
+        from core.assembly import RunIdentity, assemble
+
+        config = self.config
+        for folder in (config.checkpoint_dir, config.log_dir, config.output_dir):
+            folder.mkdir(parents=True, exist_ok=True)
+        trainer = assemble(
+            config.training(),
+            read_source(config.source),
+            self.show,
+            self.should_stop,
+            store=CheckpointStore(config.checkpoint_dir) if config.enable_checkpoints else None,
+            identity=RunIdentity(parent=self.checkpoint["id"] if self.checkpoint else None),
+            resume=self.checkpoint,
+            mode=parse_mode(self.env.get("RESUME_MODE") or "extend"),
+        )
+        model_name, first = get_model_name(trainer.parts.model), trainer.run.step
+        source = get_data_source_name(config.source)
+        resumed = self.checkpoint is not None
+        self.log_file, log_path = create_checkpoint_log_file(config.log_dir, model_name, source, resumed, first)
+        if self.checkpoint:
+            self.show(Resumed(0, first, self.checkpoint["name"]))
+        signal.signal(signal.SIGINT, self.stop_at_step)
+        try:
+            trainer.train()
+        finally:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            close_checkpoint_log(self.log_file, log_path)
+        return model_name, first, trainer.run.step
+
+    def show(self, event: Event) -> None:
+        """Print an event's line, and note checkpoints in their log."""
+        match event:
+            case Log(line):
+                print(line, flush=True)
+            case Warned(message):
+                print(f"⚠️  {message}", flush=True)
+            case Resumed(_, step, name):
+                changed = f" with {', '.join(self.differences)}" if self.differences else ""
+                print(f"📂 Going on from {name} at step {step}{changed}", flush=True)
+            case CheckpointSaved():
+                write_checkpoint_log(self.log_file, event.step, event.train_loss, event.val_loss, event.name)
+            case _:
+                pass
+
+    def should_stop(self) -> bool:
+        """Whether Ctrl-C was pressed."""
+        return self.stopping
+
+    def stop_at_step(self, *_: object) -> None:
+        """The first Ctrl-C ends the run at the next step with a checkpoint; the second ends it at once."""
+        self.stopping = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def checkpoint_path(env: Mapping[str, str], must_resume: bool) -> Path | None:
+    """Where to resume from: a path, or a name below the checkpoints folder; None for a fresh run.
+
+    Raises:
+        CheckpointPathMissing: `CHECKPOINT_PATH` is there but empty, or a resume was asked for without it.
+    """
+    said = env.get("CHECKPOINT_PATH")
+    if said is None and not must_resume:
+        return None
+    if not (said or "").strip():
+        raise CheckpointPathMissing(
+            "CHECKPOINT_PATH must say which checkpoint to resume from, for example "
+            "CHECKPOINT_PATH=checkpoints/checkpoint_… python3 training.py"
+        )
+    path = Path(str(said).strip())
+    below = Path(env.get("CHECKPOINT_DIR") or ScriptConfig.model_fields["checkpoint_dir"].default) / path
+    return below if not path.exists() and len(path.parts) == 1 and below.exists() else path
+
+
+if __name__ == "__main__":
+    sys.exit(main())
