@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from core.checkpointing import CheckpointStore, new_manifest, save_checkpoint
-from core.config import TrainingConfig, config_to_dict
+from core.config import TrainingConfig, config_to_dict, parse
 from core.data import TokenData, prepare_data_and_tokenizer, prepare_gpt2_data
 from core.devices import select_device
 from core.errors import CheckpointMismatch, GenerationError
@@ -82,7 +82,37 @@ def assemble(
         _restore(resume, model, optimizer)
     parts = Parts(config, model, optimizer, tokenizer, tokens, device, min(config.block_size, model.max_context))
     save = _saver(store, source, identity or RunIdentity()) if store else None
-    return Trainer(parts, run, emit, should_stop, save)
+    trainer = Trainer(parts, run, emit, should_stop, save)
+    if resume and mode is not ResumeMode.WARM_START:
+        # This step is kept already; a run that stops before its first update needs no second copy.
+        trainer.saved_step = run.step
+    return trainer
+
+
+def load_for_generation(content: CheckpointContent, models_root: Path | None = None) -> tuple[LanguageModel, Tokenizer]:
+    """A checkpoint's model, ready to be asked, and its tokenizer.
+
+    Raises:
+        CheckpointMismatch, ModelUnavailable, ConfigError: said in one sentence.
+    """
+    config = parse(TrainingConfig, content["config"])
+    if config.model_type == "gpt2":
+        model = build_model(config, base=_base_folder(config, content, models_root))
+        assert isinstance(model, GPT2Wrapper)
+        tokenizer: Tokenizer = model.tokenizer
+    else:
+        if not content["characters"]:
+            raise CheckpointMismatch(f"checkpoint '{content['name']}' does not say which characters its tokens are")
+        tokenizer = CharacterTokenizer(content["characters"])
+        model = build_model(config, tokenizer.vocab_size)
+    model.load_tensors(content["model_state_dict"])
+    return model.to(select_device()).eval(), tokenizer
+
+
+def load_base(name: str, models_root: Path | None = None) -> tuple[LanguageModel, Tokenizer]:
+    """A base model as it is, ready to be asked, and its tokenizer."""
+    model = GPT2Wrapper(find_base(name, models_root))
+    return model.to(select_device()).eval(), model.tokenizer
 
 
 def _model_and_data(

@@ -6,7 +6,7 @@ Shapes: B batch, T time, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -33,7 +33,7 @@ class Sampling:
     repetition_penalty: float = 1.0
     """Divides (or, below zero, multiplies) the logits of tokens already there."""
     seed: int | None = None
-    stop: tuple[str, ...] = field(default=())
+    stop: tuple[str, ...] = ()
     """The text ends before the first of these."""
 
 
@@ -66,31 +66,58 @@ def generate_ids(model: LanguageModel, prompt_T: list[int], sampling: Sampling) 
         model.train(was_training)
 
 
-def generate_text(model: LanguageModel, tokenizer: Tokenizer, prompt: str, sampling: Sampling) -> Iterator[str]:
-    """The new text alone, in pieces that join to the whole: no half character, nothing from a stop string on."""
-    ids = [int(i) for i in tokenizer.encode(prompt)] if prompt else [0]
-    yield from _pieces(tokenizer, generate_ids(model, ids, sampling), sampling.stop)
+class Completion:
+    """The text after a prompt, in pieces that join to the whole: no half character, nothing from a stop string on.
 
+    Args:
+        model: What writes.
+        tokenizer: The model's own.
+        prompt: Text to go on from; an empty one stands for the zero token.
+        sampling: How tokens are chosen and when to end.
 
-def _pieces(tokenizer: Tokenizer, new_ids: Iterator[int], stop: tuple[str, ...]) -> Iterator[str]:
-    """Text is held back while it could still be the beginning of a stop string or half of a character."""
-    ids: list[int] = []
-    sent = 0
-    for token in new_ids:
-        ids.append(token)
-        text = tokenizer.decode(ids)
-        ends = [found for found in (text.find(mark, max(0, sent)) for mark in stop) if found >= 0]
-        if ends:
-            if min(ends) > sent:
-                yield text[sent : min(ends)]
-            return
-        safe = len(text) - _held_back(text, stop)
-        if safe > sent:
-            yield text[sent:safe]
-            sent = safe
-    rest = tokenizer.decode(ids)[sent:] if ids else ""
-    if rest:
-        yield rest
+    Raises:
+        GenerationError: the prompt cannot be encoded.
+    """
+
+    def __init__(self, model: LanguageModel, tokenizer: Tokenizer, prompt: str, sampling: Sampling) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.sampling = sampling
+        self.prompt_ids = [int(i) for i in tokenizer.encode(prompt)] if prompt else [0]
+        self.new_ids: list[int] = []
+        self.finish_reason = "length"
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Tokens of the prompt."""
+        return len(self.prompt_ids)
+
+    @property
+    def num_new_tokens(self) -> int:
+        """Tokens chosen so far."""
+        return len(self.new_ids)
+
+    def __iter__(self) -> Iterator[str]:
+        """The pieces, each as soon as it is certain.
+
+        Text is held back while it could still turn out to be the beginning of a stop string or half of a character.
+        """
+        stop, sent = self.sampling.stop, 0
+        for token in generate_ids(self.model, self.prompt_ids, self.sampling):
+            self.new_ids.append(token)
+            text = self.tokenizer.decode(self.new_ids)
+            ends = [at for at in (text.find(mark, sent) for mark in stop) if at >= 0]
+            if ends:
+                self.finish_reason = "stop"
+            safe = min(ends) if ends else len(text) - _held_back(text, stop)
+            if safe > sent:
+                yield text[sent:safe]
+                sent = safe
+            if ends:
+                return
+        rest = self.tokenizer.decode(self.new_ids)[sent:]
+        if rest:
+            yield rest
 
 
 def _held_back(text: str, stop: tuple[str, ...]) -> int:

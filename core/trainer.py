@@ -22,7 +22,7 @@ from core.config import TrainingConfig
 from core.data import TokenData, batch
 from core.errors import NonFiniteLoss
 from core.events import CheckpointSaved, Emit, Eval, Sample, Started, Step, Warned
-from core.generation import Sampling, final_prompt, generate_text
+from core.generation import Completion, Sampling, final_prompt
 from core.models import LanguageModel
 from core.models.bigram import BigramLanguageModel, BigramLanguageModelLoRA
 from core.narration import Narrator
@@ -214,7 +214,7 @@ class Trainer:
         prompt = final_prompt(self.parts.model.name)
         sampling = Sampling(config.max_new_tokens, config.temperature, config.top_k, seed=config.seed)
         pieces: list[str] = []
-        for piece in generate_text(self.parts.model, self.parts.tokenizer, prompt, sampling):
+        for piece in Completion(self.parts.model, self.parts.tokenizer, prompt, sampling):
             pieces.append(piece)
             if self.should_stop():
                 break

@@ -63,6 +63,12 @@ def enqueue(session: Session, spec: NewJob, now: float | None = None) -> Enqueue
     return Enqueued(job, created=True)
 
 
+def anything_due(session: Session, now: float) -> bool:
+    """Whether `claim` would find a job: what an idle worker asks, so that it takes no write lock in vain."""
+    due = or_(col(Job.run_after).is_(None), col(Job.run_after) <= now)
+    return session.exec(select(Job.id).where(col(Job.state) == State.QUEUED, due).limit(1)).first() is not None
+
+
 def claim(session: Session, worker_id: str, now: float) -> Job | None:
     """Take the first job that is due, by priority and then by its place in line; None if there is none.
 

@@ -1,0 +1,6 @@
+"""Ratchet from the outside: the SDK and the `ratchet` command, both speaking HTTP."""
+
+from client.api import Event, Ratchet, Token
+from client.errors import ApiError, ClientError, ServiceUnreachable
+
+__all__ = ["ApiError", "ClientError", "Event", "Ratchet", "ServiceUnreachable", "Token"]

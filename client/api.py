@@ -1,0 +1,222 @@
+"""The SDK: one method per thing the service does, over its public HTTP surface.
+
+    ratchet = Ratchet()
+    job = ratchet.train(source="tale.md", training_steps=200)
+    for event in ratchet.events(job["id"]):
+        print(event.kind, event.data)
+
+Answers are the service's own JSON. What it refuses is raised as `ApiError`, and its silence as `ServiceUnreachable`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+import httpx2
+
+from client.errors import ApiError, ServiceUnreachable, problem_in, problem_of
+from client.events import SILENCE_SECONDS, Event, JobStream
+from client.sse import Parser
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+
+RETRY_WAITS_SECONDS = (0.2, 0.6, 1.2)
+
+GENERATION_SECONDS = 600.0
+
+
+class Token(NamedTuple):
+    """A piece of generated text; `index` tells which of the `n` answers it belongs to."""
+
+    index: int
+    text: str
+
+
+class Ratchet:
+    """A connection to a service.
+
+    Args:
+        url: Where it listens; by default `RATCHET_URL`, else loopback port 8000.
+        api_key: By default `RATCHET_API_KEY`; a service on loopback needs none.
+        transport: Carries the requests; a test's way in.
+    """
+
+    def __init__(
+        self, url: str | None = None, api_key: str | None = None, *, transport: httpx2.BaseTransport | None = None
+    ) -> None:
+        self.url = (url or os.environ.get("RATCHET_URL") or DEFAULT_URL).rstrip("/")
+        key = api_key or os.environ.get("RATCHET_API_KEY")
+        self._http = httpx2.Client(
+            base_url=self.url,
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+            timeout=httpx2.Timeout(30.0, connect=5.0),
+            transport=transport,
+            # No proxy of the environment's can reach this machine's own loopback.
+            trust_env=httpx2.URL(self.url).host not in {"127.0.0.1", "localhost", "::1"},
+        )
+
+    def __enter__(self) -> Ratchet:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the connections."""
+        self._http.close()
+
+    def train(self, **config: Any) -> dict[str, Any]:
+        """Put a fresh run in line: any field of `core.config.TrainingConfig`, `name`, `priority`, `metadata`."""
+        return self._start("/jobs", config)
+
+    def resume(self, ref: str, **overrides: Any) -> dict[str, Any]:
+        """Go on from a checkpoint (id or name) or a job; `training_steps` counts the updates to add.
+
+        Raises:
+            ApiError: 409 if an override may not change in this `mode` (exact, extend or warm_start).
+        """
+        return self._start(f"/jobs/{_segment(ref)}/resume", overrides)
+
+    def job(self, job_id: str) -> dict[str, Any]:
+        """One job with its progress."""
+        return self._get(f"/jobs/{_segment(job_id)}")
+
+    def jobs(self, *, limit: int = 20, **filters: Any) -> list[dict[str, Any]]:
+        """The newest jobs first; `filters` are `after` (an id), `state`, `source`, `model`, `metadata`."""
+        return self._list("/jobs", {"limit": limit, **filters})
+
+    def cancel(self, job_id: str) -> dict[str, Any]:
+        """Stop a job for good; its final checkpoint is kept."""
+        return self._send("POST", f"/jobs/{_segment(job_id)}/cancel")
+
+    def pause(self, job_id: str) -> dict[str, Any]:
+        """Stop a job at its next step, with a checkpoint to go on from."""
+        return self._send("POST", f"/jobs/{_segment(job_id)}/pause")
+
+    def events(self, job_id: str, after: int = 0) -> Iterator[Event]:
+        """What a job says, from the event numbered `after` + 1 on, live, until it has ended.
+
+        A connection that breaks is made again where it broke off, so no event is lost or repeated.
+
+        Raises:
+            ServiceUnreachable: the first connection fails, or no later one succeeds for minutes.
+        """
+        return JobStream(self._http, self.url, f"/jobs/{_segment(job_id)}/events", after).events()
+
+    def recorded_events(self, job_id: str, after: int = 0) -> Iterator[Event]:
+        """What a job has said so far, and no more than that."""
+        more = True
+        while more:
+            page = self._send(
+                "GET", f"/jobs/{_segment(job_id)}/events", params={"after": after}, accept="application/json"
+            )
+            for item in page["data"]:
+                after = item["seq"]
+                yield Event(after, item["kind"], item["data"])
+            more = bool(page["has_more"])
+
+    def checkpoints(self, *, limit: int = 20, **filters: Any) -> list[dict[str, Any]]:
+        """The newest checkpoints first; `filters` are `after`, `job`, `source`, `model`, `order`."""
+        return self._list("/checkpoints", {"limit": limit, **filters})
+
+    def generate(self, checkpoint: str, prompt: str, **settings: Any) -> dict[str, Any]:
+        """Let a checkpoint go on from a prompt; `settings` are `max_new_tokens`, `temperature`, `stop` and so on."""
+        body = {"checkpoint": checkpoint, "prompt": prompt, **settings, "stream": False}
+        return self._send("POST", "/generate", json=body, timeout=GENERATION_SECONDS)
+
+    def generate_stream(self, checkpoint: str, prompt: str, **settings: Any) -> Iterator[Token]:
+        """The same, token by token.
+
+        Raises:
+            ApiError: also in mid-stream, if the model cannot go on.
+        """
+        body = {"checkpoint": checkpoint, "prompt": prompt, **settings, "stream": True}
+        with self._reaching(), self._http.stream("POST", "/generate", json=body, timeout=SILENCE_SECONDS) as answer:
+            if answer.is_error:
+                answer.read()
+                raise problem_of(answer)
+            for message in Parser().parse(answer.iter_bytes()):
+                data = json.loads(message.data)
+                if message.event == "token":
+                    yield Token(data.get("index", 0), data["text"])
+                elif message.event == "error":
+                    raise problem_in(data)
+                elif message.event == "done":
+                    return
+        raise ServiceUnreachable(self.url, "the answer broke off")
+
+    def sources(self) -> list[dict[str, Any]]:
+        """The training texts at hand."""
+        return self._list("/sources", {})
+
+    def workers(self) -> list[dict[str, Any]]:
+        """Who works on what, on which device."""
+        return self._list("/workers", {})
+
+    def health(self) -> dict[str, Any]:
+        """What the service says of its own readiness.
+
+        Raises:
+            ApiError: it is there, but not ready.
+        """
+        return self._get("/readyz")
+
+    def _start(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Post under a key of its own, so that a repeat after a lost answer finds the first one's job."""
+        headers = {"Idempotency-Key": str(uuid.uuid4())}
+        for wait in RETRY_WAITS_SECONDS:
+            try:
+                return self._send("POST", path, json=body, headers=headers)
+            except ServiceUnreachable:
+                time.sleep(wait)
+        return self._send("POST", path, json=body, headers=headers)
+
+    def _get(self, path: str) -> dict[str, Any]:
+        return self._send("GET", path)
+
+    def _list(self, path: str, params: Mapping[str, Any]) -> list[dict[str, Any]]:
+        given = {name: value for name, value in params.items() if value is not None}
+        items: list[dict[str, Any]] = self._send("GET", path, params=given)["data"]
+        return items
+
+    def _send(
+        self, method: str, path: str, *, accept: str = "application/json", headers: Any = None, **request: Any
+    ) -> dict[str, Any]:
+        with self._reaching():
+            answer = self._http.request(method, path, headers={"Accept": accept, **(headers or {})}, **request)
+        if answer.is_error:
+            raise problem_of(answer)
+        return _object_in(answer)
+
+    @contextmanager
+    def _reaching(self) -> Iterator[None]:
+        """Turns what a connection can suffer into our own error."""
+        try:
+            yield
+        except httpx2.TransportError as error:
+            raise ServiceUnreachable(self.url, str(error) or type(error).__name__) from None
+
+
+def _segment(name: str) -> str:
+    """A name as one segment of a path, whatever a person typed."""
+    return quote(name, safe="")
+
+
+def _object_in(answer: httpx2.Response) -> dict[str, Any]:
+    try:
+        document = answer.json()
+    except ValueError:
+        document = None
+    if not isinstance(document, dict):
+        raise ApiError(answer.status_code, "not_ratchet", "What answers at this address is not Ratchet.", [])
+    return document

@@ -1,0 +1,33 @@
+"""Small facts of operating systems that several rooms need."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+
+_PR_SET_PDEATHSIG = 1
+
+
+def exit_with_parent(sign: int = signal.SIGTERM, *, parent: int | None = None) -> None:
+    """Ask the kernel to send this process a signal when its parent dies, however it dies.
+
+    Linux only; elsewhere a process whose parent is killed with SIGKILL has to notice by itself. The kernel watches the
+    parent's *thread* that made this process, so it must be one that lives as long as the parent does.
+
+    Args:
+        sign: The signal.
+        parent: The process id that the parent should have; if it is gone already, the signal comes at once.
+    """
+    if sys.platform != "linux":
+        return
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, sign)
+    if parent is not None and os.getppid() != parent:
+        os.kill(os.getpid(), sign)
+
+
+def exit_with_parent_if_told() -> None:
+    """As `exit_with_parent`, for a process that `ratchet up` started: it says so by `RATCHET_EXIT_WITH_PARENT`."""
+    if os.environ.get("RATCHET_EXIT_WITH_PARENT"):
+        exit_with_parent(signal.SIGTERM)

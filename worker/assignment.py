@@ -1,0 +1,67 @@
+"""What a child is told to do: one attempt at one job, as a line of JSON on its standard input."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from core.checkpointing import Checkpoint, CheckpointStore
+from core.resume_rules import ResumeMode
+from jobs.tables import Job
+from worker.settings import WorkerSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """Places are absolute paths; `resume` is a checkpoint's folder or file, or None for a run from the beginning."""
+
+    job_id: str
+    attempt: int
+    fence: int
+    config: dict[str, Any]
+    end_step: int
+    sources: str
+    checkpoints: str
+    models: str
+    resume: str | None = None
+    mode: str = ResumeMode.EXTEND
+    parent: str | None = None
+
+    def to_line(self) -> str:
+        """One line of JSON."""
+        return json.dumps(asdict(self)) + "\n"
+
+    @classmethod
+    def from_line(cls, line: str) -> Assignment:
+        """What `to_line` wrote."""
+        return cls(**json.loads(line))
+
+
+def assign(job: Job, settings: WorkerSettings, parent_path: str | None) -> tuple[Assignment, Checkpoint | None]:
+    """What to tell the child of a job that has just been claimed, and the job's own newest checkpoint, if it has one.
+
+    An attempt goes on from what earlier attempts published, read off the disk and not off the ledger: a worker may have
+    died between the two. Only a job with nothing of its own starts where its request said.
+
+    Args:
+        parent_path: The folder or file of the checkpoint that the job resumes, if it does.
+    """
+    own = CheckpointStore(settings.checkpoints).newest_of(job.id)
+    resume = str(own.path) if own else parent_path
+    return (
+        Assignment(
+            job_id=job.id,
+            attempt=job.attempt,
+            fence=job.fence,
+            config=job.config,
+            end_step=job.start_step + job.training_steps,
+            sources=str(settings.sources),
+            checkpoints=str(settings.checkpoints),
+            models=str(settings.models),
+            resume=resume,
+            mode=ResumeMode.EXTEND if own else job.resume_mode or ResumeMode.EXTEND,
+            parent=own.manifest.id if own else job.parent_checkpoint,
+        ),
+        own,
+    )

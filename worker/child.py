@@ -1,0 +1,117 @@
+"""The process that trains: one attempt, told on standard input, speaking only events on a pipe.
+
+Each line on the pipe is `{"kind": …, "data": {…}}`. The last is `outcome` (the run ended as it should) or `failure`; a
+child that ends without either was killed or crashed, and its exit status says how.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import traceback
+from pathlib import Path
+from typing import Any
+
+from core.checkpointing import CheckpointStore, load_checkpoint
+from core.config import TrainingConfig, parse
+from core.errors import RatchetError
+from core.events import Event, Resumed, to_json
+from core.processes import exit_with_parent
+from core.resume_rules import ResumeMode
+from core.sources import SourceFolder
+from worker.assignment import Assignment
+
+PIPE_VARIABLE = "RATCHET_EVENT_PIPE"
+PARENT_VARIABLE = "RATCHET_SUPERVISOR"
+
+
+class Pipe:
+    """The way out for everything the run says."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._file = os.fdopen(descriptor, "w", encoding="ascii", buffering=1)
+
+    def emit(self, event: Event) -> None:
+        """Send one of the run's events."""
+        self.send(event.kind, event.data())
+
+    def send(self, kind: str, data: dict[str, Any]) -> None:
+        """Send one line."""
+        self._file.write(f'{{"kind":"{kind}","data":{to_json(data)}}}\n')
+
+
+def main() -> int:
+    """Train what standard input says.
+
+    Returns:
+        The exit status: 0 if the pipe has the whole story, 1 otherwise.
+    """
+    exit_with_parent(signal.SIGKILL, parent=int(os.environ[PARENT_VARIABLE]))
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    # Ctrl-C in a terminal reaches every process there; only the worker decides what it means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    pipe = Pipe(int(os.environ.pop(PIPE_VARIABLE)))
+    assignment = Assignment.from_line(sys.stdin.readline())
+    try:
+        outcome = train(assignment, pipe, stop)
+    except RatchetError as error:
+        pipe.send("failure", {"code": error.code, "message": error.message, "final": True})
+    except MemoryError:
+        pipe.send("failure", _out_of_memory("the machine has no memory left"))
+    except Exception as error:  # The edge of the process: whatever it was, the job's log shall have it.
+        traceback.print_exc()
+        pipe.send("failure", _unexpected(error))
+    else:
+        pipe.send("outcome", {"outcome": outcome})
+    return 0
+
+
+def train(assignment: Assignment, pipe: Pipe, stop: threading.Event) -> str:
+    """Run the assignment's training; returns how it ended, `finished` or `stopped`."""
+    from core.assembly import RunIdentity, assemble
+
+    resume = load_checkpoint(assignment.resume) if assignment.resume else None
+    config = parse(TrainingConfig, assignment.config)
+    trainer = assemble(
+        config,
+        SourceFolder(Path(assignment.sources)).read(config.source),
+        pipe.emit,
+        stop.is_set,
+        store=CheckpointStore(Path(assignment.checkpoints)),
+        identity=RunIdentity(assignment.job_id, assignment.attempt, assignment.fence, assignment.parent),
+        resume=resume,
+        mode=ResumeMode(assignment.mode),
+        end_step=assignment.end_step,
+        models_root=Path(assignment.models),
+    )
+    if resume:
+        pipe.emit(Resumed(assignment.attempt, trainer.run.step, resume["name"]))
+    return trainer.train()
+
+
+def _unexpected(error: Exception) -> dict[str, Any]:
+    # Torch is imported by now if it could raise anything.
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(error, torch.OutOfMemoryError):
+        return _out_of_memory(str(error).splitlines()[0])
+    message = f"{type(error).__name__}: {error}".splitlines()[0][:500]
+    return {"code": "crashed", "message": message, "final": False}
+
+
+def _out_of_memory(said: str) -> dict[str, Any]:
+    advice = "a smaller batch_size or block_size needs less"
+    return {"code": "out_of_memory", "message": f"{said}; {advice}", "final": True}
+
+
+def parse_line(line: str) -> tuple[str, dict[str, Any]]:
+    """(kind, data) of a line that a child sent."""
+    said = json.loads(line)
+    return said["kind"], said["data"]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

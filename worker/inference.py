@@ -1,0 +1,217 @@
+"""The generation process: talks to any checkpoint or base model, one HTTP route on a port that only the service knows.
+
+`POST /generate` with `Authorization: Bearer <token>` and a JSON object of `checkpoint` (name) or `model`, `prompts`,
+`n` and the sampling settings. The answer is a stream of JSON lines: `{"index", "text"}` for each piece, a line with
+`finish_reason` and token counts for each choice, `{"done": true}` last. An index is prompt × n + choice.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import uvicorn
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from core.checkpointing import CheckpointStore, load_checkpoint
+from core.errors import CheckpointError, CheckpointNotFound, GenerationError, ModelUnavailable, RatchetError
+from core.processes import exit_with_parent
+from worker.inference_process import TOKEN_VARIABLE
+from worker.settings import WorkerSettings
+
+if TYPE_CHECKING:
+    from core.generation import Completion
+    from core.models import LanguageModel
+    from core.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
+
+
+class Ask(BaseModel):
+    """The body of a request; the service has checked the bounds."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    checkpoint: str | None = None
+    model: str | None = None
+    prompts: list[str] = Field(min_length=1)
+    n: int = Field(1, ge=1)
+    max_new_tokens: int = Field(100, ge=0)
+    temperature: float = Field(0.7, ge=0)
+    top_k: int | None = Field(None, ge=1)
+    top_p: float | None = Field(None, gt=0, le=1)
+    repetition_penalty: float = Field(1.0, gt=0)
+    seed: int | None = None
+    stop: list[str] = []
+
+
+class Models:
+    """Models in memory, the least recently used of which makes room.
+
+    Args:
+        settings: Places, and how many models to keep.
+    """
+
+    def __init__(self, settings: WorkerSettings) -> None:
+        self.settings = settings
+        self.store = CheckpointStore(settings.checkpoints)
+        self._loaded: OrderedDict[tuple[str, str], tuple[LanguageModel, Tokenizer]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, ask: Ask) -> tuple[LanguageModel, Tokenizer]:
+        """The model asked for, loaded if it is not yet."""
+        key = ("checkpoint", ask.checkpoint) if ask.checkpoint else ("model", ask.model or "")
+        with self._lock:
+            if key not in self._loaded:
+                while len(self._loaded) >= self.settings.inference_models:
+                    self._loaded.popitem(last=False)
+                self._loaded[key] = self._load(*key)
+            self._loaded.move_to_end(key)
+            return self._loaded[key]
+
+    def _load(self, kind: str, name: str) -> tuple[LanguageModel, Tokenizer]:
+        from core.assembly import load_base, load_for_generation
+
+        if kind == "model":
+            return load_base(name, self.settings.models)
+        path = self.settings.checkpoints / name
+        if Path(name).name != name or name.startswith("."):
+            raise CheckpointNotFound(f"no checkpoint '{name}'")
+        return load_for_generation(load_checkpoint(path), self.settings.models)
+
+
+class Generation:
+    """The route.
+
+    Args:
+        models: Where models come from.
+        token: What a request must bring.
+    """
+
+    def __init__(self, models: Models, token: str) -> None:
+        self.models = models
+        self.token = token.encode()
+        # One forward pass at a time: more would only share the same cores.
+        self._turn = threading.Lock()
+
+    async def answer(self, request: Request) -> Response:
+        """Answer one request."""
+        given = request.headers.get("authorization", "").removeprefix("Bearer ")
+        if not hmac.compare_digest(given.encode(), self.token):
+            return _refusal(401, "unauthorized", "the token is wrong")
+        try:
+            ask = Ask.model_validate_json(await request.body())
+        except ValidationError as error:
+            return _refusal(422, "generation_invalid", str(error.errors(include_url=False)[0]["msg"]))
+        try:
+            lines = await run_in_threadpool(self.begin, ask)
+        except RatchetError as error:
+            return _refusal(_status(error), error.code, error.message)
+        return StreamingResponse(lines, media_type="application/x-ndjson")
+
+    def begin(self, ask: Ask) -> Iterator[str]:
+        """Load the model and encode the prompts, so that what is wrong with them is said before the first byte."""
+        from core.generation import Completion, Sampling
+
+        model, tokenizer = self.models.get(ask)
+        completions = []
+        for index in range(len(ask.prompts) * ask.n):
+            number, choice = divmod(index, ask.n)
+            # Each choice has a seed of its own, so that the same request gives the same n texts.
+            seed = None if ask.seed is None else ask.seed + choice
+            sampling = Sampling(
+                ask.max_new_tokens,
+                ask.temperature,
+                ask.top_k,
+                ask.top_p,
+                ask.repetition_penalty,
+                seed,
+                tuple(ask.stop),
+            )
+            completions.append(Completion(model, tokenizer, ask.prompts[number], sampling))
+        return self._lines(completions)
+
+    def _lines(self, completions: list[Completion]) -> Iterator[str]:
+        for index, completion in enumerate(completions):
+            pieces = iter(completion)
+            while (piece := self._next(pieces)) is not None:
+                yield _line(index=index, text=piece)
+            yield _line(
+                index=index,
+                finish_reason=completion.finish_reason,
+                num_prompt_tokens=completion.num_prompt_tokens,
+                num_new_tokens=completion.num_new_tokens,
+            )
+        yield _line(done=True)
+
+    def _next(self, pieces: Iterator[str]) -> str | None:
+        with self._turn:
+            return next(pieces, None)
+
+
+def create_app(models: Models, token: str) -> Starlette:
+    """The process's one route as an ASGI application."""
+    return Starlette(routes=[Route("/generate", Generation(models, token).answer, methods=["POST"])])
+
+
+def main() -> int:
+    """Listen on a free port, say which, then import torch and answer."""
+    exit_with_parent(signal.SIGTERM, parent=int(os.environ["RATCHET_SUPERVISOR"]))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    settings = WorkerSettings()
+    listening = socket.create_server((settings.inference_host, 0))
+    sys.stdout.write(f"{listening.getsockname()[1]}\n")
+    sys.stdout.flush()
+    # Training comes first where both want the same core.
+    os.nice(5)
+    _import_torch(settings.inference_threads or max(1, (os.cpu_count() or 2) // 2))
+    app = create_app(Models(settings), os.environ[TOKEN_VARIABLE])
+    uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, server_header=False)).run([listening])
+    return 0
+
+
+def _import_torch(num_threads: int) -> None:
+    import torch
+
+    import core.assembly  # noqa: F401  # so that the first request does not wait for it
+
+    torch.set_num_threads(num_threads)
+
+
+def _status(error: RatchetError) -> int:
+    match error:
+        case CheckpointNotFound():
+            return 404
+        case GenerationError():
+            return 422
+        case CheckpointError() | ModelUnavailable():
+            return 409
+        case _:
+            return 400
+
+
+def _refusal(status: int, code: str, message: str) -> JSONResponse:
+    return JSONResponse({"code": code, "message": message}, status)
+
+
+def _line(**said: Any) -> str:
+    return json.dumps(said, ensure_ascii=True) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

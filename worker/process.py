@@ -1,0 +1,145 @@
+"""A child process from the outside: started in a session of its own, read without blocking, told to stop, killed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Mapping
+from typing import IO, Any
+
+from worker.assignment import Assignment
+from worker.child import PARENT_VARIABLE, PIPE_VARIABLE, parse_line
+
+TAIL_LINES = 40
+PASSED_ON = (
+    "PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "VIRTUAL_ENV", "PYTHONPATH", "LD_LIBRARY_PATH",
+    "CUDA_VISIBLE_DEVICES", "CUDA_HOME", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_ENDPOINT", "HF_TOKEN",
+    "HTTPS_PROXY", "https_proxy", "NO_PROXY", "SSL_CERT_FILE", "OMP_NUM_THREADS", "MKL_NUM_THREADS",
+    "RATCHET_FAILPOINT",
+)  # fmt: skip
+"""What a child inherits of the environment: never the API key, never the ledger's address."""
+
+Said = tuple[str, dict[str, Any]]
+
+
+class ChildProcess:
+    """One attempt's process.
+
+    Args:
+        assignment: What it is to do.
+        environment: The worker's own; see `PASSED_ON`.
+    """
+
+    def __init__(self, assignment: Assignment, environment: Mapping[str, str] = os.environ) -> None:
+        self.tail: deque[str] = deque(maxlen=TAIL_LINES)
+        self._said: queue.SimpleQueue[Said | None] = queue.SimpleQueue()
+        self._all_said = False
+        receiving, sending = os.pipe()
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "worker.child"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+                errors="replace",
+                pass_fds=[sending],
+                start_new_session=True,
+                env=_minimal(environment, sending),
+            )
+        finally:
+            os.close(sending)
+        self._threads = [
+            threading.Thread(target=self._read_events, args=[os.fdopen(receiving, encoding="ascii")], daemon=True),
+            threading.Thread(target=self._read_tail, args=[self._process.stderr], daemon=True),
+        ]
+        for thread in self._threads:
+            thread.start()
+        self._assign(assignment)
+
+    @property
+    def pid(self) -> int:
+        """Process id, and id of its process group."""
+        return self._process.pid
+
+    @property
+    def ended(self) -> bool:
+        """Whether it is gone and everything it said has been read."""
+        return self._all_said and self._process.poll() is not None
+
+    @property
+    def exit_code(self) -> int | None:
+        """Its exit status; minus the signal's number if a signal ended it; None while it lives."""
+        return self._process.poll()
+
+    def read(self, timeout: float) -> list[Said]:
+        """What it said since the last call, in order; waits up to `timeout` seconds for the first of it."""
+        said: list[Said] = []
+        if self._all_said:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(timeout)
+            return said
+        with contextlib.suppress(queue.Empty):
+            said.append(self._note(self._said.get(timeout=timeout)))
+            while len(said) < 1000:
+                said.append(self._note(self._said.get_nowait()))
+        return [item for item in said if item[0]]
+
+    def stop(self) -> None:
+        """Ask it to save and end at the next step boundary."""
+        with contextlib.suppress(ProcessLookupError):
+            self._process.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it and all that it started, at once."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        self._process.wait()
+
+    def close(self) -> None:
+        """Wait for its pipes to be read to the end."""
+        for thread in self._threads:
+            thread.join(timeout=5)
+
+    def _assign(self, assignment: Assignment) -> None:
+        assert self._process.stdin
+        # A child that died at once has closed its end; its exit status will say why.
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(assignment.to_line())
+            self._process.stdin.close()
+
+    def _note(self, said: Said | None) -> Said:
+        if said is None:
+            self._all_said = True
+            return "", {}
+        return said
+
+    def _read_events(self, pipe: IO[str]) -> None:
+        with pipe:
+            for line in pipe:
+                # The last line of a child that was killed may be half a line.
+                if line.endswith("\n"):
+                    self._said.put(parse_line(line))
+        self._said.put(None)
+
+    def _read_tail(self, stderr: IO[str]) -> None:
+        with stderr:
+            for line in stderr:
+                self.tail.append(line.rstrip())
+
+
+def _minimal(environment: Mapping[str, str], pipe: int) -> dict[str, str]:
+    passed = {name: environment[name] for name in PASSED_ON if name in environment}
+    return {
+        **passed,
+        PIPE_VARIABLE: str(pipe),
+        PARENT_VARIABLE: str(os.getpid()),
+        "PYTHONUNBUFFERED": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }

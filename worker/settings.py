@@ -1,0 +1,28 @@
+"""What a worker is told, from `RATCHET_*` variables."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from jobs.settings import LedgerSettings
+
+
+class WorkerSettings(LedgerSettings):
+    """How a worker claims, beats and supervises. Times are in seconds."""
+
+    lease_seconds: float = Field(30, gt=0, description="A holder silent for this long has lost its job.")
+    heartbeat_seconds: float = Field(5, gt=0, description="Between two renewals of a lease.")
+    scan_seconds: float = Field(5, gt=0, description="Between two looks for lost and waiting jobs.")
+    max_attempts: int = Field(5, ge=1, description="Claims of one job before it fails for good.")
+    claim_seconds: float = Field(0.2, gt=0, description="Between two looks for a job to claim, when idle.")
+    stop_poll_seconds: float = Field(0.5, gt=0, description="Between two looks for a request to stop.")
+    drain_seconds: float = Field(20, gt=0, description="How long a child may take to save when it is told to stop.")
+    inference: bool = Field(True, description="Serve generation from this worker.")
+    inference_host: str = Field("127.0.0.1", description="Where the service reaches this worker's generation.")
+    inference_threads: int = Field(0, ge=0, description="Threads of generation; 0 for half the cores.")
+    inference_models: int = Field(2, ge=1, description="Models that generation keeps in memory.")
+
+    @property
+    def self_fence_seconds(self) -> float:
+        """After this long without a renewal that succeeded, a holder stops itself: well before others may claim."""
+        return self.lease_seconds * 2 / 3
