@@ -8,6 +8,7 @@ change between a checkpoint and the run that goes on from it.
 from __future__ import annotations
 
 import os
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -251,21 +252,28 @@ def parse(kind: type[ConfigType], given: Mapping[str, Any]) -> ConfigType:
 
 def problems_of(error: ValidationError) -> list[tuple[str, str]]:
     """(field, sentence) for each complaint, in a user's words."""
-    problems = []
-    for item in error.errors(include_url=False):
-        name = ".".join(str(part) for part in item["loc"])
-        message = item["msg"].removeprefix("Value error, ")
-        if item["type"] == "extra_forbidden":
-            message = "no such setting; GET /docs lists them all"
-        elif item["type"] != "value_error":
-            message = f"{message[0].lower()}{message[1:]}, not {_shown(item['input'])}"
-        problems.append((name, message))
-    return problems
+    return [problem_of(item) for item in error.errors(include_url=False)]
+
+
+def problem_of(item: Mapping[str, Any]) -> tuple[str, str]:
+    """(field, sentence) for one of pydantic's error details."""
+    name = ".".join(str(part) for part in item["loc"])
+    message = item["msg"].removeprefix("Value error, ")
+    if item["type"] == "extra_forbidden":
+        message = "no such setting; GET /docs lists them all"
+    elif item["type"] != "value_error":
+        message = f"{message[0].lower()}{message[1:]}, not {_shown(item['input'])}"
+    return name, message
 
 
 def _shown(value: Any) -> str:
-    shown = repr(value)
+    # Not repr: that of a deeply nested value would recurse as deep.
+    shown = _SHORT.repr(value)
     return shown if len(shown) <= 80 else f"{shown[:77]}…"
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 100
 
 
 def _is_true(value: Any) -> bool:

@@ -24,7 +24,11 @@ A mistake of ours is an assert, never one of these.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from core.resume_rules import Difference
 
 
 class RatchetError(Exception):
@@ -131,9 +135,24 @@ class CheckpointUnsafe(CheckpointError):
 
 
 class CheckpointMismatch(CheckpointError):
-    """The checkpoint belongs to another model shape, tokenizer or kind of run."""
+    """The checkpoint belongs to another model shape, tokenizer or kind of run.
+
+    If settings differ, `differences` has each that does and `forbidden` those of them that may not.
+    """
 
     code = "checkpoint_mismatch"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        field: str | None = None,
+        differences: Sequence[Difference] = (),
+        forbidden: Sequence[Difference] = (),
+    ) -> None:
+        super().__init__(message, field=field)
+        self.differences = differences
+        self.forbidden = forbidden
 
 
 class NonFiniteLoss(RatchetError):

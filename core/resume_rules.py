@@ -89,9 +89,11 @@ def merge(before: Mapping[str, Any], after: Mapping[str, Any], mode: ResumeMode)
         CheckpointMismatch: a setting differs that may not; the message names each with both values.
     """
     differences = [Difference(name, before.get(name), after[name]) for name in after if before.get(name) != after[name]]
-    forbidden = [str(item) for item in differences if not may_change(item.field, mode)]
+    forbidden = [item for item in differences if not may_change(item.field, mode)]
     if forbidden:
         raise CheckpointMismatch(
-            f"mode '{mode}' may change {RULES[mode]}, but this would change {', '.join(forbidden)}"
+            f"mode '{mode}' may change {RULES[mode]}, but this would change {', '.join(map(str, forbidden))}",
+            differences=differences,
+            forbidden=forbidden,
         )
     return differences

@@ -135,7 +135,8 @@ def check_length(num_tokens: int, block_size: int, what: str = "tokens") -> None
 def _safe_parts(name: str) -> tuple[str, ...]:
     parts = PurePosixPath(name).parts
     hostile = "\x00" in name or "\\" in name or name.startswith("/") or ".." in parts or not parts
-    if hostile or any(len(part.encode()) > 255 for part in parts):
+    # Half a surrogate pair, as JSON can carry it, is in no file's name; a part of a name has at most 255 bytes.
+    if hostile or not name.isprintable() or any(len(part.encode(errors="replace")) > 255 for part in parts):
         raise SourceForbidden(f"source {name!r} must be a name below the sources folder, such as 'my_text.md'")
     return parts
 

@@ -105,7 +105,7 @@ class Trainer:
         return self.finish()
 
     def begin(self) -> None:
-        """Say what is trained, and measure where it starts unless the checkpoint already knew."""
+        """Say what is trained, and measure where a fresh run starts; a resumed one knows where it has been."""
         model, run = self.parts.model, self.run
         counts = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
         num_parameters = sum(count for count, _ in counts)
@@ -123,7 +123,7 @@ class Trainer:
         )
         for warning in self.parts.warnings():
             self.emit(Warned(warning))
-        if run.last_evaluation is None or run.last_evaluation["step"] != run.step:
+        if run.last_evaluation is None:
             self.evaluate()
         self.parts.model.train()
 

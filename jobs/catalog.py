@@ -146,6 +146,11 @@ def latest_checkpoint(session: Session, job_id: str) -> Checkpoint | None:
     return session.exec(query.order_by(col(Checkpoint.step).desc(), col(Checkpoint.created_at).desc()).limit(1)).first()
 
 
+def checkpoint_names(session: Session) -> set[str]:
+    """The names of all checkpoints, whoever's they are."""
+    return set(session.exec(select(Checkpoint.name)).all())
+
+
 def adopt_checkpoint(session: Session, checkpoint: Checkpoint) -> bool:
     """Enter a checkpoint that was found on disk; False if its id or name is known already."""
     known = select(Checkpoint.id).where(or_(Checkpoint.id == checkpoint.id, Checkpoint.name == checkpoint.name))

@@ -51,7 +51,7 @@ def enqueue(session: Session, spec: NewJob, now: float | None = None) -> Enqueue
     Raises:
         IdempotencyConflict: the owner used this key for a different request.
     """
-    earlier = _made_before(session, spec)
+    earlier = made_before(session, spec.owner, spec.idempotency_key, spec.request_hash)
     if earlier is not None:
         return Enqueued(earlier, created=False)
     now = time.time() if now is None else now
@@ -67,6 +67,25 @@ def anything_due(session: Session, now: float) -> bool:
     """Whether `claim` would find a job: what an idle worker asks, so that it takes no write lock in vain."""
     due = or_(col(Job.run_after).is_(None), col(Job.run_after) <= now)
     return session.exec(select(Job.id).where(col(Job.state) == State.QUEUED, due).limit(1)).first() is not None
+
+
+def made_before(session: Session, owner: str, key: str | None, request_hash: str | None) -> Job | None:
+    """The job that an earlier request made under this idempotency key.
+
+    Raises:
+        IdempotencyConflict: that was a different request.
+    """
+    if key is None:
+        return None
+    job = session.exec(select(Job).where(Job.owner == owner, Job.idempotency_key == key)).one_or_none()
+    if job is not None and job.request_hash != request_hash:
+        raise IdempotencyConflict(key)
+    return job
+
+
+def num_queued(session: Session) -> int:
+    """How many jobs wait in line."""
+    return session.exec(select(func.count()).select_from(Job).where(Job.state == State.QUEUED)).one()
 
 
 def claim(session: Session, worker_id: str, now: float) -> Job | None:
@@ -183,16 +202,6 @@ def _first_in_line(now: float) -> ScalarSelect[Any]:
         .with_for_update(skip_locked=True)
         .scalar_subquery()
     )
-
-
-def _made_before(session: Session, spec: NewJob) -> Job | None:
-    if spec.idempotency_key is None:
-        return None
-    same_key = select(Job).where(Job.owner == spec.owner, Job.idempotency_key == spec.idempotency_key)
-    job = session.exec(same_key).one_or_none()
-    if job is not None and job.request_hash != spec.request_hash:
-        raise IdempotencyConflict(spec.idempotency_key)
-    return job
 
 
 def _locked(session: Session, job: Job) -> Job:

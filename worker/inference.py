@@ -90,7 +90,7 @@ class Models:
         if kind == "model":
             return load_base(name, self.settings.models)
         path = self.settings.checkpoints / name
-        if Path(name).name != name or name.startswith("."):
+        if Path(name).name != name or name.startswith(".") or not path.exists():
             raise CheckpointNotFound(f"no checkpoint '{name}'")
         return load_for_generation(load_checkpoint(path), self.settings.models)
 

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from core.errors import CheckpointMismatch
 from core.losses import next_token_loss
 from core.models import LanguageModel
+from core.models.lora import add_adapters
 
 KeyValue = tuple[Tensor, Tensor]
 
@@ -171,8 +172,6 @@ class BigramLanguageModelLoRA(BigramLanguageModel):
         lora_dropout: float = 0.0,
     ) -> None:
         super().__init__(vocab_size, block_size, n_embd, n_head, n_layer, dropout)
-        from core.models.lora import add_adapters
-
         add_adapters(self, ["qkv", "out", "up", "down"], lora_rank, lora_alpha, lora_dropout)
         for part in (self.token_embedding, self.position_embedding, self.norm, self.head):
             part.requires_grad_(True)

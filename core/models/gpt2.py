@@ -13,6 +13,7 @@ from torch import Tensor
 from core.errors import CheckpointMismatch
 from core.losses import next_token_loss
 from core.models import LanguageModel
+from core.models.lora import adapter_config, wrap_with_adapters
 from core.tokenizer import PretrainedTokenizer, TokenIds
 
 
@@ -111,10 +112,6 @@ class GPT2Wrapper(LanguageModel):
 
 
 def _with_adapters(model: Any, base_name: str, rank: int, alpha: float, dropout: float) -> Any:
-    from peft import get_peft_model
-
-    from core.models.lora import adapter_config
-
     config = adapter_config(
         "all-linear",
         rank,
@@ -125,4 +122,4 @@ def _with_adapters(model: Any, base_name: str, rank: int, alpha: float, dropout:
         # GPT-2 keeps its matrices as (in, out); peft asks to be told.
         fan_in_fan_out=True,
     )
-    return get_peft_model(model, config)
+    return wrap_with_adapters(model, config)

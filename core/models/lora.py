@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from torch import nn
@@ -19,3 +20,13 @@ def add_adapters(model: nn.Module, targets: list[str], rank: int, alpha: float, 
     from peft import inject_adapter_in_model
 
     inject_adapter_in_model(adapter_config(targets, rank, alpha, dropout), model)
+
+
+def wrap_with_adapters(model: Any, config: Any) -> Any:
+    """A pretrained model as a `peft.PeftModel`, its own weights frozen."""
+    from peft import get_peft_model
+
+    with warnings.catch_warnings():
+        # peft asks transformers by a name that transformers has just deprecated; nothing for a user to act on.
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        return get_peft_model(model, config)

@@ -1,0 +1,46 @@
+# Everything a person does with the project. All targets can be repeated; one .venv holds what they need.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+EXTRAS := worker,dev,source
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check bench format source clean
+
+help:  ## Show this list
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+
+setup: $(VENV)/.installed  ## Make .venv and install everything into it
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Ratchet needs Python 3.11 or newer; this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
+	@echo "Setting up $(VENV) (once; this takes a few minutes) ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
+	@touch $@
+
+demo: setup  ## Train, resume and talk to a model, live in this terminal
+	@$(BIN)/python -m client.demo
+
+test: setup  ## Run all tests
+	@$(BIN)/python -m pytest
+
+check: setup  ## Lint, types, contracts
+	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(BIN)/python -m tools.build_source --check
+
+format: setup  ## Put the code in shape
+	@$(BIN)/ruff check --quiet --fix .
+	@$(BIN)/ruff format --quiet .
+
+bench: setup  ## Run every benchmark; one JSON row each
+	@for program in benchmarks/[a-z]*.py; do $(BIN)/python $$program || exit 1; done
+
+source: setup  ## Build the bundled training text anew
+	@$(BIN)/python -m tools.build_source
+
+clean:  ## Remove .venv and caches; data stays
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

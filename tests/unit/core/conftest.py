@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from core.assembly import assemble
+from core.checkpointing import CheckpointStore
+from core.config import TrainingConfig, parse
+from core.events import Event
+from core.sources import SourceText, read_source
+from core.trainer import Trainer
+from tests.tiny_models import make_gpt2_folder
+
+TEXT = "\n\n".join(f"QUESTION: What is {a} plus {b}?\nANSWER: It is {a + b}." for a in range(12) for b in range(12))
+
+KINDS: dict[str, dict[str, Any]] = {
+    "from_scratch": {"model_type": "from_scratch"},
+    "from_scratch_lora": {"model_type": "from_scratch", "use_lora": True, "lora_dropout": 0.1},
+    "gpt2": {"model_type": "gpt2", "learning_rate": 1e-3},
+    "gpt2_lora": {"model_type": "gpt2", "use_lora": True, "lora_dropout": 0.1, "learning_rate": 1e-3},
+}
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> Iterator[None]:
+    """Models of these tests are so small that a second thread only waits for the first."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def gpt2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_gpt2_folder(tmp_path_factory.mktemp("models") / "tiny-gpt2", TEXT)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> SourceText:
+    path = tmp_path / "sums.md"
+    path.write_text(TEXT)
+    return read_source(path)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> CheckpointStore:
+    return CheckpointStore(tmp_path / "checkpoints")
+
+
+@pytest.fixture
+def config(gpt2_folder: Path) -> Callable[..., TrainingConfig]:
+    def config(kind: str = "from_scratch", **given: Any) -> TrainingConfig:
+        tiny = {
+            "source": "sums.md",
+            "base_model": str(gpt2_folder),
+            "test_mode": True,
+            "training_steps": 8,
+            "eval_interval": 4,
+            "eval_iters": 1,
+            "checkpoint_interval": 4,
+            "block_size": 16,
+            "batch_size": 2,
+            "n_embd": 16,
+            "max_new_tokens": 0,
+            "device": "cpu",
+        }
+        return parse(TrainingConfig, {**tiny, **KINDS[kind], **given})
+
+    return config
+
+
+class Run:
+    """A trainer with everything it said."""
+
+    def __init__(self, config: TrainingConfig, source: SourceText, **given: Any) -> None:
+        self.events: list[Event] = []
+        self.stop_at: int | None = None
+        self.trainer: Trainer = assemble(config, source, self.events.append, self.should_stop, **given)
+
+    def should_stop(self) -> bool:
+        return self.stop_at is not None and self.trainer.run.step >= self.stop_at
+
+    def of(self, kind: str) -> list[Any]:
+        return [event for event in self.events if event.kind == kind]
+
+    @property
+    def lines(self) -> list[str]:
+        return [event.line for event in self.of("log")]
+
+
+@pytest.fixture
+def run(source: SourceText) -> Callable[..., Run]:
+    def run(config: TrainingConfig, **given: Any) -> Run:
+        return Run(config, source, **given)
+
+    return run

@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import pytest
+
+from core.config import (
+    DEFAULTS,
+    ENVIRONMENT,
+    TrainingConfig,
+    config_to_dict,
+    load_config_fresh_from_env,
+    load_config_from_checkpoint,
+    parse,
+)
+from core.errors import CheckpointMismatch, ConfigError
+
+SEED_NAMES = [
+    *("TRAINING_DATA_SOURCE", "MODEL_TYPE", "USE_LORA", "LORA_RANK", "LORA_ALPHA", "LORA_DROPOUT", "TRAINING_STEPS"),
+    *("LEARNING_RATE", "BLOCK_SIZE", "BATCH_SIZE", "ENABLE_CHECKPOINTS", "CHECKPOINT_INTERVAL", "CHECKPOINT_DIR"),
+    *("LOG_DIR", "OUTPUT_DIR", "USE_LR_WARMUP", "ENABLE_OUTPUT_TO_FILE", "TEST_MODE", "EVAL_INTERVAL", "EVAL_ITERS"),
+    *("N_EMBD", "N_HEAD", "N_LAYER", "DEVICE"),
+]
+
+
+def test_every_variable_of_the_scripts_is_read() -> None:
+    assert set(SEED_NAMES) <= set(ENVIRONMENT)
+
+
+@pytest.mark.parametrize("model_type", ["from_scratch", "gpt2"])
+@pytest.mark.parametrize("test_mode", ["True", "False"])
+def test_model_type_and_test_mode_choose_the_defaults(model_type: str, test_mode: str) -> None:
+    config = load_config_fresh_from_env({"MODEL_TYPE": model_type, "TEST_MODE": test_mode})
+    expected = DEFAULTS[(model_type, test_mode == "True")]
+    assert {name: getattr(config, name) for name in expected} == expected
+
+
+def test_a_given_value_beats_a_chosen_default() -> None:
+    config = load_config_fresh_from_env({"TEST_MODE": "1", "BATCH_SIZE": "7"})
+    assert (config.batch_size, config.block_size) == (7, DEFAULTS[("from_scratch", True)]["block_size"])
+
+
+def test_an_empty_variable_counts_as_absent() -> None:
+    assert load_config_fresh_from_env({"BATCH_SIZE": ""}) == load_config_fresh_from_env({})
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("True", True), ("False", False), ("0", False), ("yes", True), ("off", False)]
+)
+def test_switches_are_read_as_people_write_them(text: str, value: bool) -> None:
+    assert load_config_fresh_from_env({"USE_LORA": text}).use_lora is value
+
+
+def test_a_short_run_reaches_its_peak_rate() -> None:
+    assert load_config_fresh_from_env({"TRAINING_STEPS": "50"}).warmup_steps == 5
+
+
+def test_lora_on_gpt2_gets_a_rate_of_its_own() -> None:
+    full, lora = (
+        parse(TrainingConfig, {"model_type": "gpt2"}),
+        parse(TrainingConfig, {"model_type": "gpt2", "use_lora": True}),
+    )
+    assert full.learning_rate < lora.learning_rate
+
+
+def test_all_problems_are_said_at_once_each_in_a_sentence() -> None:
+    with pytest.raises(ConfigError) as refused:
+        parse(TrainingConfig, {"batch_size": "many", "block_size": 0, "colour": "red"})
+    assert dict(refused.value.problems) == {
+        "batch_size": "input should be a valid integer, unable to parse string as an integer, not 'many'",
+        "block_size": "input should be greater than or equal to 1, not 0",
+        "colour": "no such setting; GET /docs lists them all",
+    }
+
+
+def test_width_that_heads_cannot_share_is_refused_with_both_numbers() -> None:
+    with pytest.raises(ConfigError, match=r"n_embd \(130\) must be divisible by n_head \(4\)"):
+        parse(TrainingConfig, {"n_embd": 130, "n_head": 4})
+
+
+def test_gpt2_does_not_care_about_the_width_of_models_from_scratch() -> None:
+    assert parse(TrainingConfig, {"model_type": "gpt2", "n_embd": 130, "n_head": 4}).n_head == 4
+
+
+@pytest.mark.parametrize("device", ["tpu", "cuda:x", "cuda:0; rm", "/dev/null"])
+def test_only_devices_that_exist_somewhere_are_named(device: str) -> None:
+    with pytest.raises(ConfigError, match="device"):
+        parse(TrainingConfig, {"device": device})
+
+
+def test_configuration_survives_the_way_through_a_dict() -> None:
+    config = parse(TrainingConfig, {"use_lora": True, "n_embd": 64})
+    assert parse(TrainingConfig, config_to_dict(config)) == config
+
+
+def checkpoint(step: int = 100, end_step: int = 200, **config: object) -> dict[str, object]:
+    saved = parse(TrainingConfig, {"training_steps": 200, **config})
+    return {"config": config_to_dict(saved), "step": step, "end_step": end_step}
+
+
+def test_resume_without_a_number_makes_the_steps_that_were_left() -> None:
+    config, _ = load_config_from_checkpoint(checkpoint(), {})
+    assert (config.start_step, config.training_steps) == (100, 100)
+
+
+def test_resume_of_a_finished_run_makes_as_many_steps_again() -> None:
+    config, _ = load_config_from_checkpoint(checkpoint(step=200), {})
+    assert (config.start_step, config.training_steps) == (200, 200)
+
+
+def test_environment_overrides_the_checkpoint_and_each_difference_is_told() -> None:
+    env = {"RESUME_STEPS": "30", "LEARNING_RATE": "0.5", "CHECKPOINT_DIR": "elsewhere"}
+    config, differences = load_config_from_checkpoint(checkpoint(learning_rate=1e-3), env)
+    assert (config.training_steps, config.learning_rate, str(config.checkpoint_dir)) == (30, 0.5, "elsewhere")
+    assert [str(item) for item in differences] == ["training_steps: 200 → 30", "learning_rate: 0.001 → 0.5"]
+
+
+def test_a_changed_shape_is_refused_with_both_values() -> None:
+    with pytest.raises(CheckpointMismatch, match="n_layer: 4 → 3"):
+        load_config_from_checkpoint(checkpoint(), {"N_LAYER": "3"})
+
+
+def test_warm_start_begins_at_zero_and_may_take_another_source() -> None:
+    env = {"RESUME_MODE": "warm_start", "TRAINING_DATA_SOURCE": "other.md"}
+    config, _ = load_config_from_checkpoint(checkpoint(), env)
+    assert (config.start_step, config.source, config.training_steps) == (0, "other.md", 200)
+
+
+def test_exact_mode_lets_nothing_change_but_how_long() -> None:
+    env = {"RESUME_MODE": "exact", "RESUME_STEPS": "5", "LEARNING_RATE": "0.5"}
+    with pytest.raises(CheckpointMismatch, match="learning_rate"):
+        load_config_from_checkpoint(checkpoint(), env)
+    config, _ = load_config_from_checkpoint(checkpoint(), {"RESUME_MODE": "exact", "RESUME_STEPS": "5"})
+    assert config.training_steps == 5
+
+
+def test_an_unknown_mode_is_refused_with_the_three_there_are() -> None:
+    with pytest.raises(ConfigError, match="exact, extend, warm_start"):
+        load_config_from_checkpoint(checkpoint(), {"RESUME_MODE": "sideways"})
