@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core.config import TrainingConfig, config_to_dict, parse
+from jobs import catalog, feed, queue
+from jobs.database import Database
+from jobs.queue import NewJob
+from jobs.tables import FINAL, Event, Job, State
+
+TEXT = "\n\n".join(f"QUESTION: What is {a} plus {b}?\nANSWER: It is {a + b}." for a in range(12) for b in range(12))
+
+TINY = {
+    "source": "sums.md",
+    "test_mode": True,
+    "training_steps": 40,
+    "eval_interval": 20,
+    "eval_iters": 1,
+    "checkpoint_interval": 10,
+    "block_size": 16,
+    "batch_size": 2,
+    "n_embd": 16,
+    "max_new_tokens": 0,
+    "device": "cpu",
+}
+FOREVER = {"training_steps": 1_000_000, "eval_interval": 1_000_000, "checkpoint_interval": 1_000_000}
+
+
+class Bench:
+    """A ledger, a sources folder, and workers on them: real processes, real signals."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        (folder / "sources").mkdir()
+        (folder / "sources" / "sums.md").write_text(TEXT)
+        self.db = Database(f"sqlite:///{folder / 'ratchet.db'}")
+        self.db.migrate()
+        self.processes: list[subprocess.Popen[str]] = []
+
+    def worker(self, **settings: Any) -> subprocess.Popen[str]:
+        told = {
+            "DATA": self.folder,
+            "SOURCES": self.folder / "sources",
+            "INFERENCE": False,
+            "LEASE_SECONDS": 1.5,
+            "HEARTBEAT_SECONDS": 0.3,
+            "SCAN_SECONDS": 0.2,
+            "STOP_POLL_SECONDS": 0.1,
+            "CLAIM_SECONDS": 0.05,
+            **settings,
+        }
+        env = {**os.environ, **{f"RATCHET_{name}": str(value) for name, value in told.items()}, "OMP_NUM_THREADS": "1"}
+        project = Path(__file__).resolve().parents[3]
+        process = subprocess.Popen([sys.executable, "-m", "worker"], cwd=project, env=env, text=True)
+        self.processes.append(process)
+        return process
+
+    def submit(self, name: str = "sums", **given: Any) -> str:
+        config = parse(TrainingConfig, {**TINY, **given})
+        with self.db.write() as session:
+            return queue.enqueue(session, NewJob(name, config_to_dict(config), config.training_steps)).job.id
+
+    def job(self, job_id: str) -> Job:
+        with self.db.read() as session:
+            return catalog.get_job(session, "local", job_id)
+
+    def events(self, job_id: str) -> list[Event]:
+        with self.db.read() as session:
+            return feed.after(session, job_id, 0, limit=100_000)
+
+    def ask(self, verb: Callable[..., Job], job_id: str) -> Job:
+        with self.db.write() as session:
+            return verb(session, catalog.get_job(session, "local", job_id))
+
+    def until(self, job_id: str, *states: State, seconds: float = 40) -> Job:
+        return self.when(lambda: (job := self.job(job_id)).state in states and job, seconds)
+
+    def until_final(self, job_id: str) -> Job:
+        return self.until(job_id, *FINAL)
+
+    def until_step(self, job_id: str, step: int) -> Job:
+        return self.when(lambda: (job := self.job(job_id)).step >= step and job)
+
+    def child_of(self, worker: subprocess.Popen[str]) -> int:
+        def find() -> int | None:
+            children = Path(f"/proc/{worker.pid}/task/{worker.pid}/children").read_text().split()
+            return int(children[0]) if children else None
+
+        return self.when(find)
+
+    def when(self, found: Callable[[], Any], seconds: float = 40) -> Any:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if value := found():
+                return value
+            time.sleep(0.02)
+        pytest.fail("waited in vain")
+
+    def close(self) -> None:
+        for process in self.processes:
+            if process.poll() is None:
+                process.send_signal(signal.SIGKILL)
+            process.wait()
+        self.db.close()
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    bench = Bench(tmp_path)
+    yield bench
+    bench.close()

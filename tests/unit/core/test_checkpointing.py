@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core.checkpointing import (
+    MANIFEST,
+    CheckpointStore,
+    Manifest,
+    close_checkpoint_log,
+    create_checkpoint_log_file,
+    load_checkpoint,
+    new_manifest,
+    read_manifest,
+    verify,
+    write_checkpoint_log,
+)
+from core.errors import CheckpointCorrupt, CheckpointNotFound
+
+
+def manifest(step: int = 100, **given: Any) -> Manifest:
+    return new_manifest(model="gpt2", source="sources/my tale.md", step=step, end_step=200, config={}, **given)
+
+
+def write_two_files(folder: Path) -> None:
+    (folder / "state.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(b"weights" * 100)
+
+
+def test_a_name_says_model_source_and_step() -> None:
+    made = manifest()
+    assert made.name == f"checkpoint_gpt2_my_tale_step000100_{made.id}"
+
+
+def test_two_runs_with_equal_names_get_different_ids(store: CheckpointStore) -> None:
+    first, second = (store.publish(manifest(), write_two_files) for _ in range(2))
+    assert first.path != second.path
+
+
+def test_a_published_checkpoint_is_whole_and_verifies(store: CheckpointStore) -> None:
+    made = store.publish(manifest(), write_two_files)
+    verify(read_manifest(made.path))
+    assert set(made.manifest.files) == {"state.json", "model.safetensors"}
+    assert made.manifest.size_bytes == 702
+
+
+def test_a_save_that_fails_leaves_nothing_that_a_reader_would_see(store: CheckpointStore) -> None:
+    def fail(folder: Path) -> None:
+        write_two_files(folder)
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        store.publish(manifest(), fail)
+    assert list(store) == []
+    assert list(store.root.iterdir()) == []
+
+
+def test_a_folder_that_was_never_published_is_not_listed(store: CheckpointStore) -> None:
+    made = store.publish(manifest(), write_two_files)
+    made.path.rename(store.root / f"tmp-{made.path.name}")
+    assert list(store) == []
+
+
+def flip(path: Path) -> None:
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    path.write_bytes(raw)
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "a bit flipped": flip,
+    "cut short": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    "gone": lambda path: path.unlink(),
+    "a link": lambda path: path.rename(path.parent.parent / "elsewhere") and path.symlink_to("../elsewhere"),
+}
+
+
+@pytest.mark.parametrize("name", ["state.json", "model.safetensors"])
+@pytest.mark.parametrize("damage", list(DAMAGE))
+def test_a_damaged_file_is_found_and_named(store: CheckpointStore, name: str, damage: str) -> None:
+    made = store.publish(manifest(), write_two_files)
+    DAMAGE[damage](made.path / name)
+    with pytest.raises(CheckpointCorrupt, match=name):
+        verify(made)
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "a/b"])
+def test_a_manifest_that_names_files_elsewhere_is_refused(store: CheckpointStore, name: str) -> None:
+    made = store.publish(manifest(), write_two_files)
+    said = json.loads((made.path / MANIFEST).read_text())
+    said["files"][name] = {"size": 1, "sha256": ""}
+    (made.path / MANIFEST).write_text(json.dumps(said))
+    with pytest.raises(CheckpointCorrupt):
+        verify(read_manifest(made.path))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 1}', '{"format": "x"}'])
+def test_a_manifest_that_makes_no_sense_is_one_sentence(store: CheckpointStore, text: str) -> None:
+    made = store.publish(manifest(), write_two_files)
+    (made.path / MANIFEST).write_text(text)
+    with pytest.raises(CheckpointCorrupt, match="no readable manifest"):
+        read_manifest(made.path)
+    assert list(store) == []
+
+
+def test_a_checkpoint_of_a_newer_release_is_not_guessed_at(store: CheckpointStore) -> None:
+    made = store.publish(manifest(), write_two_files)
+    said = json.loads((made.path / MANIFEST).read_text())
+    (made.path / MANIFEST).write_text(json.dumps({**said, "format": 99}))
+    with pytest.raises(CheckpointCorrupt, match="newer Ratchet"):
+        read_manifest(made.path)
+
+
+def test_a_checkpoint_is_found_by_id_and_by_name(store: CheckpointStore) -> None:
+    made = store.publish(manifest(), write_two_files)
+    assert store.find(made.manifest.id).path == store.find(made.manifest.name).path == made.path
+    with pytest.raises(CheckpointNotFound):
+        store.find("nobody")
+
+
+def test_the_newest_of_a_job_is_the_newest_that_verifies(store: CheckpointStore) -> None:
+    old, new = (store.publish(manifest(step, job_id="job_a"), write_two_files) for step in (100, 200))
+    store.publish(manifest(300, job_id="job_b"), write_two_files)
+    newest = store.newest_of("job_a")
+    assert newest is not None
+    assert newest.path == new.path
+    flip(new.path / "state.json")
+    newest = store.newest_of("job_a")
+    assert newest is not None
+    assert newest.path == old.path
+    assert store.newest_of("job_c") is None
+
+
+def test_a_damaged_checkpoint_is_never_loaded(run: Any, config: Any, store: CheckpointStore) -> None:
+    run(config(), store=store).trainer.train()
+    newest = next(iter(store))
+    flip(newest.path / "model.safetensors")
+    with pytest.raises(CheckpointCorrupt, match=r"model\.safetensors"):
+        load_checkpoint(newest.path)
+
+
+def test_nothing_that_is_written_is_a_pickle(run: Any, config: Any, store: CheckpointStore) -> None:
+    run(config(), store=store).trainer.train()
+    files = {path.suffix for item in store for path in item.path.iterdir()}
+    assert files == {".json", ".safetensors"}
+
+
+def test_a_path_ending_in_pt_means_the_folder_of_that_name(run: Any, config: Any, store: CheckpointStore) -> None:
+    run(config(), store=store).trainer.train()
+    newest = next(iter(store))
+    assert load_checkpoint(f"{newest.path}.pt")["id"] == newest.manifest.id
+
+
+def test_a_path_with_nothing_there_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointNotFound, match="no checkpoint at"):
+        load_checkpoint(tmp_path / "nothing.pt")
+
+
+def test_a_checkpoint_log_has_a_line_for_each_checkpoint(tmp_path: Path) -> None:
+    log_file, path = create_checkpoint_log_file(tmp_path / "logs", "gpt2", "tale", is_resume=True, resume_step=100)
+    write_checkpoint_log(log_file, 200, 1.5, None, "checkpoint_x")
+    assert close_checkpoint_log(log_file, path) == path
+    assert "resume000100" in path.name
+    first, second = path.read_text().splitlines()
+    assert "resumed at step 100" in first
+    assert second.split() == ["step", "200", "train", "1.5000", "val", "—", "checkpoint_x"]
