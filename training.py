@@ -36,6 +36,7 @@ from core.io_utils import (
     setup_stdout_capture,
     write_output_file,
 )
+from core.processes import wait_politely
 from core.sources import read_source
 
 
@@ -45,6 +46,7 @@ def main(env: Mapping[str, str] = os.environ, *, must_resume: bool = False) -> i
     Returns:
         The exit status: 0, or 1 after an error that has been said in one sentence.
     """
+    wait_politely()
     try:
         Console(env, must_resume).run()
     except RatchetError as error:

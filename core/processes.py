@@ -9,6 +9,14 @@ import sys
 
 _PR_SET_PDEATHSIG = 1
 
+POLITE = {"OMP_WAIT_POLICY": "PASSIVE"}
+"""Environment of a process that computes beside others, to be set before it loads torch.
+
+OpenMP's threads wait for each other by spinning. When something else wants one of the cores, such as this product's own
+service and generation, the thread that is waited for does not get to run, and training a small model becomes twenty
+times slower; see docs/log.md.
+"""
+
 
 def exit_with_parent(sign: int = signal.SIGTERM, *, parent: int | None = None) -> None:
     """Ask the kernel to send this process a signal when its parent dies, however it dies.
@@ -31,3 +39,9 @@ def exit_with_parent_if_told() -> None:
     """As `exit_with_parent`, for a process that `ratchet up` started: it says so by `RATCHET_EXIT_WITH_PARENT`."""
     if os.environ.get("RATCHET_EXIT_WITH_PARENT"):
         exit_with_parent(signal.SIGTERM)
+
+
+def wait_politely() -> None:
+    """Apply `POLITE` to this process, unless its user decided otherwise."""
+    for name, value in POLITE.items():
+        os.environ.setdefault(name, value)

@@ -9,6 +9,7 @@ import secrets
 import subprocess
 import sys
 
+from core.processes import POLITE
 from worker.settings import WorkerSettings
 
 log = logging.getLogger(__name__)
@@ -54,7 +55,7 @@ class InferenceProcess:
             stdout=subprocess.PIPE,
             stdin=subprocess.DEVNULL,
             text=True,
-            env={**_without_secrets(), **self._told()},
+            env={**POLITE, **_without_secrets(), **self._told()},
         )
         assert self._process.stdout
         # It answers with the port as soon as it listens, which is before it imports torch.

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Mapping
 from typing import IO, Any
 
+from core.processes import POLITE
 from worker.assignment import Assignment
 from worker.child import PARENT_VARIABLE, PIPE_VARIABLE, parse_line
 
@@ -20,7 +21,7 @@ TAIL_LINES = 40
 PASSED_ON = (
     "PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "VIRTUAL_ENV", "PYTHONPATH", "LD_LIBRARY_PATH",
     "CUDA_VISIBLE_DEVICES", "CUDA_HOME", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_ENDPOINT", "HF_TOKEN",
-    "HTTPS_PROXY", "https_proxy", "NO_PROXY", "SSL_CERT_FILE", "OMP_NUM_THREADS", "MKL_NUM_THREADS",
+    "HTTPS_PROXY", "https_proxy", "NO_PROXY", "SSL_CERT_FILE", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_WAIT_POLICY",
     "RATCHET_FAILPOINT",
 )  # fmt: skip
 """What a child inherits of the environment: never the API key, never the ledger's address."""
@@ -137,6 +138,7 @@ class ChildProcess:
 def _minimal(environment: Mapping[str, str], pipe: int) -> dict[str, str]:
     passed = {name: environment[name] for name in PASSED_ON if name in environment}
     return {
+        **POLITE,
         **passed,
         PIPE_VARIABLE: str(pipe),
         PARENT_VARIABLE: str(os.getpid()),
