@@ -1,0 +1,185 @@
+"""The scripts as a person runs them: environment variables in, text and checkpoints out."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import PROJECT
+from tests.tiny_models import make_gpt2_folder
+
+SOURCE = "sources/training_data_final_merged.md"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, bundled_source: Path) -> Path:
+    """A copy of what the commands of the README stand on: the scripts, the rooms they import, the text."""
+    for name in ("training.py", "training_resume.py"):
+        shutil.copy(PROJECT / name, tmp_path)
+    (tmp_path / "core").symlink_to(PROJECT / "core")
+    (tmp_path / "sources").mkdir()
+    shutil.copy(bundled_source, tmp_path / "sources")
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def gpt2_of_the_source(tmp_path_factory: pytest.TempPathFactory, bundled_source: Path) -> Path:
+    """GPT-2's architecture at a small size, its byte-level BPE trained on the bundled source."""
+    return make_gpt2_folder(tmp_path_factory.mktemp("base") / "gpt2", bundled_source.read_text(), n_positions=128)
+
+
+def script(folder: Path, name: str = "training.py", **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, name],
+        cwd=folder,
+        env={"PATH": os.environ["PATH"], "HOME": str(folder), "OMP_NUM_THREADS": "2", **env},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    return sorted((folder / "checkpoints").glob("checkpoint_*"))
+
+
+def one_sentence(done: subprocess.CompletedProcess[str]) -> str:
+    assert done.returncode == 1
+    assert "Traceback" not in done.stdout + done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("❌ Error: ")
+    return line
+
+
+def test_a_fresh_gpt2_run_as_the_validation_command_has_it(folder: Path, gpt2_of_the_source: Path) -> None:
+    done = script(
+        folder,
+        TRAINING_DATA_SOURCE=SOURCE,
+        MODEL_TYPE="gpt2",
+        USE_LORA="False",
+        TRAINING_STEPS="200",
+        LEARNING_RATE="5e-6",
+        BLOCK_SIZE="128",
+        BATCH_SIZE="8",
+        ENABLE_CHECKPOINTS="False",
+        USE_LR_WARMUP="False",
+        ENABLE_OUTPUT_TO_FILE="False",
+        BASE_MODEL=str(gpt2_of_the_source),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "📊 step 200/200" in done.stdout
+    assert "✨ The model writes after 'QUESTION: ':" in done.stdout
+    assert checkpoints(folder) == []
+    assert list((folder / "outputs").iterdir()) == []
+
+
+def test_a_fresh_run_from_scratch_as_the_validation_command_has_it(folder: Path) -> None:
+    done = script(
+        folder,
+        TRAINING_DATA_SOURCE=SOURCE,
+        MODEL_TYPE="from_scratch",
+        TRAINING_STEPS="100",
+        BATCH_SIZE="16",
+        ENABLE_CHECKPOINTS="False",
+        ENABLE_OUTPUT_TO_FILE="False",
+    )
+    assert done.returncode == 0, done.stderr
+    assert "📊 step 100/100" in done.stdout
+    assert "Net loss change since beginning: -" in done.stdout
+    assert checkpoints(folder) == []
+
+
+@pytest.mark.parametrize("name", ["training.py", "training_resume.py"])
+def test_a_resume_as_the_validation_command_has_it(folder: Path, gpt2_of_the_source: Path, name: str) -> None:
+    tiny = {"TRAINING_DATA_SOURCE": SOURCE, "MODEL_TYPE": "gpt2", "BASE_MODEL": str(gpt2_of_the_source)}
+    first = script(folder, **tiny, TEST_MODE="True", TRAINING_STEPS="20", CHECKPOINT_INTERVAL="10", MAX_NEW_TOKENS="5")
+    assert first.returncode == 0, first.stderr
+    path = next(path for path in checkpoints(folder) if "step000010" in path.name)
+    assert path.name.startswith("checkpoint_gpt2_training_data_final_merged_step000010_")
+    done = script(folder, name, CHECKPOINT_PATH=f"checkpoints/{path.name}.pt", RESUME_STEPS="15")
+    assert done.returncode == 0, done.stderr
+    assert "🔄 Resuming gpt2 on sources/training_data_final_merged.md: steps 10 → 25" in done.stdout
+    assert any("step000025" in path.name for path in checkpoints(folder))
+
+
+def test_a_run_keeps_its_output_and_a_log_of_its_checkpoints(folder: Path) -> None:
+    done = script(folder, TRAINING_DATA_SOURCE=SOURCE, TEST_MODE="1", CHECKPOINT_INTERVAL="10")
+    assert done.returncode == 0, done.stderr
+    (kept,) = (folder / "outputs").iterdir()
+    assert "✅ Training finished at step 20" in kept.read_text()
+    (log,) = (folder / "logs").iterdir()
+    assert [line.split()[1] for line in log.read_text().splitlines()[1:]] == ["10", "20"]
+
+
+@pytest.mark.parametrize("env", [{}, {"CHECKPOINT_PATH": ""}, {"CHECKPOINT_PATH": "  "}])
+def test_the_older_script_asks_for_the_checkpoint_it_was_not_given(folder: Path, env: dict[str, str]) -> None:
+    assert "CHECKPOINT_PATH must say" in one_sentence(script(folder, "training_resume.py", **env))
+
+
+def test_an_empty_checkpoint_path_is_no_fresh_run(folder: Path) -> None:
+    assert "CHECKPOINT_PATH must say" in one_sentence(script(folder, CHECKPOINT_PATH=""))
+
+
+@pytest.mark.parametrize(
+    ("env", "said"),
+    [
+        ({"TRAINING_DATA_SOURCE": "sources/nowhere.md"}, "source 'sources/nowhere.md' does not exist"),
+        ({"TRAINING_DATA_SOURCE": "empty.md"}, "source 'empty.md' is empty"),
+        ({"TRAINING_DATA_SOURCE": "bad.md"}, "byte at offset 5 "),
+        ({"TRAINING_DATA_SOURCE": "short.md"}, "has 12 tokens, but block_size 128 needs at least 129"),
+        ({"BATCH_SIZE": "lots"}, "batch_size: input should be a valid integer"),
+        ({"N_EMBD": "130", "N_HEAD": "4"}, "n_embd (130) must be divisible by n_head (4)"),
+        ({"MODEL_TYPE": "gpt3"}, "model_type: input should be 'gpt2' or 'from_scratch'"),
+        ({"CHECKPOINT_PATH": "checkpoints/checkpoint_nobody"}, "no checkpoint at 'checkpoints/checkpoint_nobody'"),
+        ({"DEVICE": "cuda:99"}, "device 'cuda:99' is not on this machine"),
+    ],
+)
+def test_a_mistake_is_one_sentence(folder: Path, env: dict[str, str], said: str) -> None:
+    (folder / "empty.md").write_text(" \n")
+    (folder / "bad.md").write_bytes(b"hello\xff world")
+    (folder / "short.md").write_text("far too thin")
+    assert said in one_sentence(script(folder, **env))
+
+
+def test_gpt2_without_weights_says_within_five_seconds_where_it_looked(folder: Path) -> None:
+    began = time.monotonic()
+    line = one_sentence(script(folder, TRAINING_DATA_SOURCE=SOURCE, MODEL_TYPE="gpt2", HF_HUB_OFFLINE="1"))
+    # Python and torch start in the same time; the search itself has five seconds.
+    assert time.monotonic() - began < 10
+    for part in (
+        "base model 'gpt2' cannot be had",
+        "no folder",
+        "nothing in the cache",
+        "BASE_MODEL=",
+        "hf download gpt2",
+    ):
+        assert part in line
+
+
+def test_ctrl_c_saves_at_the_next_step(folder: Path) -> None:
+    import signal
+
+    process = subprocess.Popen(
+        [sys.executable, "training.py"],
+        cwd=folder,
+        env={"PATH": os.environ["PATH"], "HOME": str(folder), "TEST_MODE": "1", "TRAINING_STEPS": "1000000"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout
+    with process.stdout:
+        for line in process.stdout:
+            if "📊 step 10/" in line:
+                break
+        process.send_signal(signal.SIGINT)
+        rest = process.stdout.read()
+    assert process.wait(timeout=30) == 0
+    assert "🛑 Stopped at step" in rest
+    assert "💾 Checkpoint saved" in rest
+    assert checkpoints(folder)
