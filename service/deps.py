@@ -1,0 +1,86 @@
+"""What routes ask for, each by one name."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from typing import Annotated
+
+from fastapi import Depends, Query, Request
+
+from jobs import catalog
+from jobs.database import Database
+from jobs.tables import Job
+from service.errors import BodyTooLarge
+from service.inference import Inference
+from service.settings import ServiceSettings
+from service.shelf import Shelf
+from service.tails import Tails
+
+# The async ones below only hand over what is there, which is no work for another thread.
+
+
+async def _settings(request: Request) -> ServiceSettings:
+    settings: ServiceSettings = request.app.state.settings
+    return settings
+
+
+async def _ledger(request: Request) -> Database:
+    ledger: Database = request.app.state.ledger
+    return ledger
+
+
+async def _tails(request: Request) -> Tails:
+    tails: Tails = request.app.state.tails
+    return tails
+
+
+async def _inference(request: Request) -> Inference:
+    inference: Inference = request.app.state.inference
+    return inference
+
+
+async def _owner() -> str:
+    return "local"
+
+
+async def _until_answered() -> AsyncIterator[AsyncExitStack]:
+    async with AsyncExitStack() as stack:
+        yield stack
+
+
+Settings = Annotated[ServiceSettings, Depends(_settings)]
+Ledger = Annotated[Database, Depends(_ledger)]
+Streams = Annotated[Tails, Depends(_tails)]
+Generation = Annotated[Inference, Depends(_inference)]
+Owner = Annotated[str, Depends(_owner)]
+UntilAnswered = Annotated[AsyncExitStack, Depends(_until_answered)]
+"""Closes what is entered into it after the last byte of the answer, or when the reader goes away."""
+
+Limit = Annotated[int, Query(ge=1, le=200, description="Items in one page.")]
+After = Annotated[str | None, Query(description="Id of the last item of the page before.")]
+
+
+async def _shelf(settings: Settings, ledger: Ledger) -> Shelf:
+    return Shelf(ledger, settings.checkpoints)
+
+
+Checkpoints = Annotated[Shelf, Depends(_shelf)]
+
+
+def _job(job_id: str, ledger: Ledger, owner: Owner) -> Job:
+    with ledger.read() as session:
+        return catalog.get_job(session, owner, job_id)
+
+
+JobDep = Annotated[Job, Depends(_job)]
+
+
+async def config_sized(request: Request, settings: Settings) -> None:
+    """A dependency of routes that take a job's settings: those are small.
+
+    Raises:
+        BodyTooLarge: the body has more than `max_config_bytes`.
+    """
+    if len(await request.body()) > settings.max_config_bytes:
+        raise BodyTooLarge(f"A job's settings may have {settings.max_config_bytes} bytes, and these have more.")

@@ -1,0 +1,132 @@
+"""A new run, from a request that can still be refused to a job that is never lost: checked first, then put in line."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+
+from pydantic import BaseModel
+
+from core.config import TrainingConfig, config_to_dict, parse
+from core.io_utils import get_data_source_name
+from core.sources import SourceFacts, SourceFolder, check_length
+from jobs import queue
+from jobs.database import Database
+from jobs.queue import NewJob
+from jobs.tables import Job
+from service.errors import ModelForbidden, QueueFull
+from service.schemas import JobIn
+from service.settings import ServiceSettings
+
+_HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Repeat:
+    """How a request that comes twice is known: by its key, and by being the same request."""
+
+    key: str | None
+    request_hash: str | None
+
+    @classmethod
+    def of(cls, key: str | None, path: str, body: BaseModel | None) -> Repeat:
+        """Of a request that may have no key."""
+        if key is None:
+            return cls(None, None)
+        said = body.model_dump(mode="json", exclude_unset=True) if body else {}
+        canonical = json.dumps([path, said], sort_keys=True)
+        return cls(key, hashlib.sha256(canonical.encode()).hexdigest())
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """The job that answers a request: made by it, made by an earlier one like it, or simply going on."""
+
+    job: Job
+    created: bool = False
+    replayed: bool = False
+
+
+class Intake:
+    """Takes jobs in for one owner.
+
+    Args:
+        settings: The operator's limits and places.
+        ledger: Where jobs wait.
+        owner: Whose they are.
+    """
+
+    def __init__(self, settings: ServiceSettings, ledger: Database, owner: str) -> None:
+        self.settings = settings
+        self.ledger = ledger
+        self.owner = owner
+        self.sources = SourceFolder(settings.sources)
+
+    def submit(self, body: JobIn, repeat: Repeat) -> Accepted:
+        """Put a fresh run in line.
+
+        Raises:
+            ConfigError, ModelForbidden, SourceError: the run could not work.
+            IdempotencyConflict, QueueFull: it cannot be taken.
+        """
+        return self.answered(repeat) or self.put_in_line(self._fresh(body, repeat))
+
+    def answered(self, repeat: Repeat) -> Accepted | None:
+        """The answer to an earlier request like this one, even if it could not be made any more."""
+        with self.ledger.read() as session:
+            job = queue.made_before(session, self.owner, repeat.key, repeat.request_hash)
+        return None if job is None else Accepted(job, replayed=True)
+
+    def put_in_line(self, spec: NewJob) -> Accepted:
+        """Make a job of it, unless there are too many, or a request at the same time has made it."""
+        with self.ledger.write() as session:
+            earlier = queue.made_before(session, spec.owner, spec.idempotency_key, spec.request_hash)
+            if earlier is None and queue.num_queued(session) >= self.settings.max_queued_jobs:
+                raise QueueFull(f"{self.settings.max_queued_jobs} jobs wait in line, which is as many as may.")
+            done = queue.enqueue(session, spec)
+            return Accepted(done.job, created=done.created, replayed=not done.created)
+
+    def check_source(self, config: TrainingConfig) -> SourceFacts:
+        """The text's facts, if the run can learn from it.
+
+        Raises:
+            SourceError: it is missing, forbidden, not text, empty, or too short for the block size.
+        """
+        facts = self.sources.inspect(config.source)
+        if config.model_type == "from_scratch":
+            check_length(facts.num_characters, config.block_size, "characters")
+        else:
+            # Without the tokenizer this much is known: a token stands for at least one byte.
+            check_length(facts.size_bytes, config.block_size, "bytes")
+        return facts
+
+    def _fresh(self, body: JobIn, repeat: Repeat) -> NewJob:
+        given = body.given_config()
+        if "base_model" in body.model_fields_set:
+            check_model(given["base_model"], self.settings, "base_model")
+        elif body.model_type == "gpt2":
+            given["base_model"] = self.settings.base_model
+        config = parse(TrainingConfig, given)
+        self.check_source(config)
+        return NewJob(
+            name=body.name or f"{config.model_type} {get_data_source_name(config.source)}",
+            owner=self.owner,
+            config=config_to_dict(config),
+            training_steps=config.training_steps,
+            priority=body.priority,
+            metadata=body.metadata,
+            idempotency_key=repeat.key,
+            request_hash=repeat.request_hash,
+        )
+
+
+def check_model(name: str, settings: ServiceSettings, field: str) -> None:
+    """A request may name what the hub or the models root has; any other folder is the operator's to name.
+
+    Raises:
+        ModelForbidden: it names something else.
+    """
+    if name != settings.base_model and (".." in name or not _HUB_NAME.fullmatch(name)):
+        raise ModelForbidden(name, field)

@@ -1,0 +1,134 @@
+"""A run that goes on: from a checkpoint, from a finished job's latest one, or simply a paused job itself."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import PurePath
+from typing import Any
+
+from core.checkpointing import Manifest
+from core.config import TrainingConfig, config_to_dict, resume_config
+from core.errors import SourceError
+from core.io_utils import get_data_source_name
+from core.resume_rules import Difference, ResumeMode
+from jobs import catalog, queue
+from jobs.errors import IllegalTransition, JobBusy
+from jobs.queue import NewJob
+from jobs.tables import FINAL, Checkpoint, Job, State
+from service.errors import NothingSaved, SourceChanged
+from service.intake import Accepted, Intake, Repeat
+from service.schemas import ResumeIn
+from service.shelf import Shelf
+
+
+class Resumption:
+    """Lets runs go on.
+
+    Args:
+        intake: Checks and takes in what becomes a new job.
+        shelf: Has the checkpoints.
+    """
+
+    def __init__(self, intake: Intake, shelf: Shelf) -> None:
+        self._intake = intake
+        self._shelf = shelf
+
+    def resume(self, ref: str, body: ResumeIn, repeat: Repeat) -> Accepted:
+        """Go on from a checkpoint (id, name, `latest`) or a job.
+
+        Raises:
+            JobNotFound, CheckpointNotFound: there is no such thing.
+            JobBusy, NothingSaved, CheckpointCorrupt: it cannot go on from there.
+            CheckpointMismatch: what the request changes, or what became of the source, does not fit.
+            ConfigError, SourceError: the run could not work.
+        """
+        earlier = self._intake.answered(repeat)
+        if earlier is not None:
+            return earlier
+        if not ref.startswith("job_"):
+            return self._go_on_from(self._shelf.find(self._intake.owner, ref), body, repeat)
+        with self._intake.ledger.read() as session:
+            job = catalog.get_job(session, self._intake.owner, ref)
+            latest = catalog.latest_checkpoint(session, job.id)
+        if job.state not in FINAL:
+            return self._unpause(job, body)
+        if latest is None:
+            raise NothingSaved(f"Job {job.id} left no checkpoint to go on from; submit a fresh run.")
+        return self._go_on_from(latest, body, repeat)
+
+    def _unpause(self, job: Job, body: ResumeIn) -> Accepted:
+        elsewhere = "POST /jobs/{checkpoint}/resume starts another run from what it saved"
+        if job.state is State.PAUSED and body.model_fields_set:
+            raise JobBusy(f"Job {job.id} is paused and goes on as it is, so send no settings; {elsewhere} with others.")
+        try:
+            with self._intake.ledger.write() as session:
+                return Accepted(queue.unpause(session, job))
+        except IllegalTransition as error:
+            raise JobBusy(f"Job {job.id} is {job.state} and needs no resume; {elsewhere}.") from error
+
+    def _go_on_from(self, row: Checkpoint, body: ResumeIn, repeat: Repeat) -> Accepted:
+        manifest = self._shelf.manifest(row)
+        saved = {**manifest.config, "source": self._name_below_root(str(manifest.config.get("source", "")))}
+        state = {"config": saved, "step": manifest.step, "end_step": manifest.end_step}
+        config, differences = resume_config(state, body.overrides(), body.mode)
+        self._check_source(config, manifest, body.mode)
+        return self._intake.put_in_line(self._spec(row, manifest, config, differences, body, repeat))
+
+    def _check_source(self, config: TrainingConfig, manifest: Manifest, mode: ResumeMode) -> None:
+        """Optimizer and data position go on in the same text alone; a warm start may read any."""
+        try:
+            facts = self._intake.check_source(config)
+        except SourceError as error:
+            if mode is ResumeMode.WARM_START:
+                raise
+            raise SourceChanged(f"checkpoint '{manifest.name}' cannot go on: {error.message}", field="source") from None
+        before = manifest.hashes.get("source", facts.sha256)
+        if mode is not ResumeMode.WARM_START and facts.sha256 != before:
+            raise SourceChanged(
+                f"source '{config.source}' is no longer the text that checkpoint '{manifest.name}' was trained on: "
+                f"its SHA-256 was {before} and is {facts.sha256}; restore it, or resume with mode 'warm_start'",
+                field="source",
+                differences=[Difference("source_sha256", before, facts.sha256)],
+            )
+
+    def _name_below_root(self, source: str) -> str:
+        """A console run's checkpoint names its source by a path; what lies below the root has a shorter name.
+
+        The hash that the checkpoint keeps tells whether that is the same text.
+        """
+        parts = PurePath(source).parts
+        for start in range(len(parts)):
+            name = "/".join(parts[start:])
+            try:
+                self._intake.sources.open(name).close()
+            except SourceError:
+                continue
+            return name
+        return source
+
+    def _spec(
+        self,
+        row: Checkpoint,
+        manifest: Manifest,
+        config: TrainingConfig,
+        differences: list[Difference],
+        body: ResumeIn,
+        repeat: Repeat,
+    ) -> NewJob:
+        told: dict[str, Any] = config_to_dict(config)
+        name = f"{config.model_type} {get_data_source_name(config.source)} from step {manifest.step}"
+        return NewJob(
+            name=body.name or name,
+            owner=self._intake.owner,
+            config=told,
+            training_steps=config.training_steps,
+            start_step=0 if body.mode is ResumeMode.WARM_START else manifest.step,
+            priority=body.priority,
+            metadata=body.metadata,
+            parent_job=row.job_id,
+            parent_checkpoint=row.id,
+            resume_mode=body.mode.value,
+            diff=[asdict(item) for item in differences],
+            idempotency_key=repeat.key,
+            request_hash=repeat.request_hash,
+        )

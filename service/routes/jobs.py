@@ -1,0 +1,139 @@
+"""Jobs: submit, resume, look at, steer, remove."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
+
+from jobs import catalog, queue
+from jobs.tables import State
+from service.deps import After, Checkpoints, JobDep, Ledger, Limit, Owner, Settings, config_sized
+from service.intake import Accepted, Intake, Repeat
+from service.resumption import Resumption
+from service.schemas import JobIn, JobOut, JobPatch, Page, ResumeIn
+
+router = APIRouter(tags=["jobs"])
+
+
+async def _intake(settings: Settings, ledger: Ledger, owner: Owner) -> Intake:
+    return Intake(settings, ledger, owner)
+
+
+async def _resumption(intake: Annotated[Intake, Depends(_intake)], shelf: Checkpoints) -> Resumption:
+    return Resumption(intake, shelf)
+
+
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        min_length=1,
+        max_length=255,
+        description="A request that comes again under the same key is answered with the job of the first.",
+    ),
+]
+
+
+@router.post("/jobs", status_code=201, dependencies=[Depends(config_sized)])
+def submit_job(
+    body: JobIn,
+    request: Request,
+    response: Response,
+    intake: Annotated[Intake, Depends(_intake)],
+    idempotency_key: IdempotencyKey = None,
+) -> JobOut:
+    """Put a fresh run in line.
+
+    Answers 201 and the job, or 200 if an earlier request with the same `Idempotency-Key` has made it.
+    """
+    return _answer(intake.submit(body, Repeat.of(idempotency_key, request.url.path, body)), response)
+
+
+@router.post("/jobs/{ref}/resume", status_code=201, dependencies=[Depends(config_sized)])
+def resume_job(
+    ref: str,
+    request: Request,
+    response: Response,
+    resumption: Annotated[Resumption, Depends(_resumption)],
+    body: ResumeIn | None = None,
+    idempotency_key: IdempotencyKey = None,
+) -> JobOut:
+    """Go on from a checkpoint (id, name or `latest`) or a job.
+
+    A checkpoint, or a finished job's latest one: 201 and a new job, with what differs in `diff`. A paused job goes on
+    itself: 200. What may not change in the chosen `mode` is a 409 that lists it.
+    """
+    repeat = Repeat.of(idempotency_key, request.url.path, body)
+    return _answer(resumption.resume(ref, body or ResumeIn(), repeat), response)
+
+
+@router.get("/jobs")
+def list_jobs(
+    request: Request,
+    ledger: Ledger,
+    owner: Owner,
+    limit: Limit = 20,
+    after: After = None,
+    state: Annotated[list[State] | None, Query(description="May be given several times.")] = None,
+    source: str | None = None,
+    model: Annotated[str | None, Query(description="A `model_type`.")] = None,
+) -> Page[JobOut]:
+    """Jobs, newest first. `metadata[key]=value` lists those with that value."""
+    metadata = {
+        name.removeprefix("metadata[").removesuffix("]"): value
+        for name, value in request.query_params.items()
+        if name.startswith("metadata[") and name.endswith("]")
+    }
+    with ledger.read() as session:
+        jobs, has_more = catalog.list_jobs(
+            session, owner, limit, after, states=state or (), source=source, model=model, metadata=metadata
+        )
+    return Page(data=[JobOut.of(job) for job in jobs], has_more=has_more)
+
+
+@router.get("/jobs/{job_id}")
+def get_job(job: JobDep) -> JobOut:
+    """One job with its progress."""
+    return JobOut.of(job)
+
+
+@router.post("/jobs/{job_id}/cancel")
+def cancel_job(job: JobDep, ledger: Ledger) -> JobOut:
+    """Stop a job for good; a run keeps its final checkpoint. A job that has ended stays as it is."""
+    with ledger.write() as session:
+        return JobOut.of(queue.request_cancel(session, job))
+
+
+@router.post("/jobs/{job_id}/pause")
+def pause_job(job: JobDep, ledger: Ledger) -> JobOut:
+    """Stop a job at its next step, with a checkpoint that `resume` goes on from."""
+    with ledger.write() as session:
+        return JobOut.of(queue.request_pause(session, job))
+
+
+@router.patch("/jobs/{job_id}", dependencies=[Depends(config_sized)])
+def change_job(job_id: str, body: JobPatch, ledger: Ledger, owner: Owner) -> JobOut:
+    """Change a job's name, priority or metadata."""
+    changes = body.model_dump(exclude_none=True)
+    if "metadata" in changes:
+        changes["meta"] = changes.pop("metadata")
+    with ledger.write() as session:
+        job = catalog.get_job(session, owner, job_id)
+        session.add(job.sqlmodel_update(changes))
+        session.flush()
+        return JobOut.of(job)
+
+
+@router.delete("/jobs/{job_id}", status_code=204)
+def delete_job(job_id: str, ledger: Ledger, owner: Owner) -> None:
+    """Remove a job that has ended, and its events; its checkpoints stay."""
+    with ledger.write() as session:
+        catalog.delete_job(session, catalog.get_job(session, owner, job_id))
+
+
+def _answer(accepted: Accepted, response: Response) -> JobOut:
+    response.headers["Location"] = f"/jobs/{accepted.job.id}"
+    response.status_code = 201 if accepted.created else 200
+    if accepted.replayed:
+        response.headers["Idempotency-Replayed"] = "true"
+    return JobOut.of(accepted.job)

@@ -1,0 +1,65 @@
+"""The process around the application: its socket, the line that says it is ready, and its end."""
+
+from __future__ import annotations
+
+import socket
+import sys
+
+import uvicorn
+from fastapi import FastAPI
+
+from service.settings import ServiceSettings
+
+GRACE_SECONDS = 8
+"""Requests that still run after this long are cut off."""
+
+
+class Server(uvicorn.Server):
+    """uvicorn, with a ready line at its start and a farewell to every stream at its end."""
+
+    def __init__(self, app: FastAPI, settings: ServiceSettings) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                access_log=False,
+                server_header=False,
+                log_level="warning",
+                timeout_graceful_shutdown=GRACE_SECONDS,
+            )
+        )
+        self._app = app
+        self._settings = settings
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to answer, and say where."""
+        await super().startup(sockets)
+        if self.started and sockets:
+            sys.stdout.write(f"Ratchet is ready at {address_of(self._settings, sockets[0])}\n")
+            sys.stdout.flush()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End the streams first: uvicorn would wait for them."""
+        self._app.state.tails.close()
+        await super().shutdown(sockets)
+
+
+def listen(settings: ServiceSettings) -> socket.socket:
+    """A socket on the address of the settings.
+
+    Raises:
+        OSError: the port is in use, or the address is not this machine's.
+    """
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listening = socket.create_server((settings.host, settings.port), family=family, backlog=2048)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        # A stalled reader's connection is otherwise kept for as long as its unread bytes are, which may be forever.
+        timeout_ms = int(settings.stalled_reader_seconds * 1000)
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout_ms)
+    return listening
+
+
+def address_of(settings: ServiceSettings, listening: socket.socket) -> str:
+    """The URL to open on this machine."""
+    port = listening.getsockname()[1]
+    host = "127.0.0.1" if settings.listens_everywhere else settings.host
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from core.checkpointing import Checkpoint, CheckpointStore, new_manifest
+from core.config import TrainingConfig, config_to_dict
+from core.sources import SourceFolder
+from jobs import feed, lease, queue
+from jobs.database import Database
+from jobs.lease import Outcome, Succeeded
+from jobs.tables import Job
+from service.app import create_app
+from service.server import Server, listen
+from service.settings import ServiceSettings
+
+TALE = "Once upon a time there was a little engine that could. " * 20
+
+BODY: dict[str, Any] = {"source": "tale.md", "test_mode": True}
+
+URL = "http://127.0.0.1"
+
+
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty ledger, made once and copied for each test."""
+    path = tmp_path_factory.mktemp("ledger") / "ratchet.db"
+    database = Database(f"sqlite:///{path}")
+    database.migrate()
+    database.close()
+    return path
+
+
+@pytest.fixture
+def settings(migrated: Path, tmp_path: Path) -> ServiceSettings:
+    shutil.copy(migrated, tmp_path / "ratchet.db")
+    (tmp_path / "sources").mkdir()
+    (tmp_path / "sources" / "tale.md").write_text(TALE)
+    given: dict[str, Any] = {"_env_file": None, "port": 0, "poll_seconds": 0.01}
+    return ServiceSettings(data=tmp_path, sources=tmp_path / "sources", **given)
+
+
+@pytest.fixture
+def ledger(settings: ServiceSettings) -> Iterator[Database]:
+    """The ledger as a worker would open it."""
+    ledger = Database(settings.database_url)
+    yield ledger
+    ledger.close()
+
+
+Serve = Callable[..., TestClient]
+
+
+@pytest.fixture
+def serve(settings: ServiceSettings) -> Iterator[Serve]:
+    """The service with some settings changed."""
+    with ExitStack() as stack:
+
+        def serve(**changes: Any) -> TestClient:
+            app = create_app(settings.model_copy(update=changes))
+            return stack.enter_context(TestClient(app, base_url=URL))
+
+        yield serve
+
+
+@pytest.fixture
+def client(serve: Serve) -> TestClient:
+    return serve()
+
+
+@dataclass
+class Running:
+    """A service in a thread of its own, on a real port."""
+
+    server: Server
+    url: str
+    thread: threading.Thread
+
+    def stop(self) -> float:
+        """Ask it to end; the seconds that took."""
+        begun = time.monotonic()
+        self.server.should_exit = True
+        self.thread.join(timeout=20)
+        assert not self.thread.is_alive()
+        return time.monotonic() - begun
+
+
+@pytest.fixture
+def run_service(settings: ServiceSettings) -> Callable[..., AbstractContextManager[Running]]:
+    @contextmanager
+    def run_service(**changes: Any) -> Iterator[Running]:
+        told = settings.model_copy(update=changes)
+        listening = listen(told)
+        server = Server(create_app(told), told)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        running = Running(server, f"{URL}:{listening.getsockname()[1]}", thread)
+        try:
+            while not server.started:
+                time.sleep(0.01)
+            yield running
+        finally:
+            running.stop()
+
+    return run_service
+
+
+@pytest.fixture
+def running(run_service: Callable[..., AbstractContextManager[Running]]) -> Iterator[Running]:
+    with run_service() as running:
+        yield running
+
+
+@pytest.fixture
+def submit(ledger: Database) -> Callable[..., Job]:
+    """A job in line, without a request."""
+
+    def submit(**given: Any) -> Job:
+        config = config_to_dict(TrainingConfig(**BODY))
+        spec = queue.NewJob(**{"name": "tale", "config": config, "training_steps": 20, **given})
+        with ledger.write() as session:
+            return queue.enqueue(session, spec).job
+
+    return submit
+
+
+class Hand:
+    """What a worker does to a job, by hand."""
+
+    def __init__(self, ledger: Database) -> None:
+        self._ledger = ledger
+
+    def claim(self) -> Job:
+        with self._ledger.write() as session:
+            job = queue.claim(session, "w1", time.time())
+            assert job is not None
+            feed.record(session, job.id, job.fence, [("started", {"start_step": 0, "end_step": 20})])
+            return job
+
+    def say(self, job: Job, *events: feed.Said) -> None:
+        with self._ledger.write() as session:
+            feed.record(session, job.id, job.fence, events)
+
+    def finish(self, job: Job, outcome: Outcome | None = None) -> None:
+        with self._ledger.write() as session:
+            lease.finish(session, job.id, job.fence, outcome or Succeeded())
+
+
+@pytest.fixture
+def hand(ledger: Database) -> Hand:
+    return Hand(ledger)
+
+
+Save = Callable[..., Checkpoint]
+
+
+@pytest.fixture
+def save(settings: ServiceSettings) -> Save:
+    """A checkpoint's folder on disk, with a file that only looks like weights."""
+
+    def save(step: int = 10, end_step: int = 20, **given: Any) -> Checkpoint:
+        config = config_to_dict(TrainingConfig(**{**BODY, **given.pop("config", {})}))
+        sha256 = SourceFolder(settings.sources).inspect("tale.md").sha256
+        more = {"hashes": {"source": sha256}, "train_loss": 2.0, "val_loss": 2.5, **given}
+        manifest = new_manifest(model="Bigram", source="tale.md", step=step, end_step=end_step, config=config, **more)
+        store = CheckpointStore(settings.checkpoints)
+        return store.publish(manifest, lambda folder: (folder / "model.safetensors").write_bytes(b"weights") and None)
+
+    return save
+
+
+@pytest.fixture
+def finished(submit: Callable[..., Job], hand: Hand, save: Save) -> Callable[..., tuple[Job, Checkpoint]]:
+    """A job that has succeeded, and its final checkpoint."""
+
+    def finished(**given: Any) -> tuple[Job, Checkpoint]:
+        submit(**given)
+        job = hand.claim()
+        saved = save(step=20, job_id=job.id)
+        said = {"step": 20, "id": saved.manifest.id, "name": saved.manifest.name, "size_bytes": 7, "val_loss": 2.5}
+        hand.say(job, ("log", {"line": "🚀 Training"}), ("step", {"step": 20, "loss": 2.0}), ("checkpoint", said))
+        hand.finish(job)
+        return job, saved
+
+    return finished

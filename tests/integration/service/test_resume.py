@@ -1,0 +1,236 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from core.checkpointing import Checkpoint
+from jobs.tables import Job
+from service.settings import ServiceSettings
+from tests.integration.service.conftest import TALE, Hand, Save
+
+Finished = Callable[..., tuple[Job, Checkpoint]]
+
+
+def test_a_paused_job_goes_on_itself(client: TestClient, submit: Callable[..., Job]) -> None:
+    job = submit()
+    client.post(f"/jobs/{job.id}/pause")
+    answer = client.post(f"/jobs/{job.id}/resume")
+    assert (answer.status_code, answer.json()["id"], answer.json()["state"]) == (200, job.id, "queued")
+
+
+def test_a_paused_job_takes_no_other_settings(client: TestClient, submit: Callable[..., Job]) -> None:
+    job = submit()
+    client.post(f"/jobs/{job.id}/pause")
+    answer = client.post(f"/jobs/{job.id}/resume", json={"learning_rate": 0.1})
+    assert (answer.status_code, answer.json()["code"]) == (409, "job_busy")
+
+
+def test_a_job_that_still_runs_points_to_its_checkpoints(
+    client: TestClient, submit: Callable[..., Job], hand: Hand
+) -> None:
+    submit()
+    answer = client.post(f"/jobs/{hand.claim().id}/resume")
+    assert (answer.status_code, answer.json()["code"]) == (409, "job_busy")
+    assert "POST /jobs/{checkpoint}/resume" in answer.json()["detail"]
+
+
+def test_a_finished_job_is_followed_by_a_new_one(client: TestClient, finished: Finished) -> None:
+    job, saved = finished()
+    answer = client.post(f"/jobs/{job.id}/resume", json={"resume_steps": 5, "name": "more"})
+    new = answer.json()
+    assert answer.status_code == 201
+    assert answer.headers["location"] == f"/jobs/{new['id']}" != f"/jobs/{job.id}"
+    assert (new["parent"], new["mode"], new["name"]) == (saved.manifest.id, "extend", "more")
+    assert (new["start_step"], new["step"], new["training_steps"], new["progress"]) == (20, 20, 5, 0.0)
+    assert new["diff"] == [{"field": "training_steps", "before": 20, "after": 5}]
+
+
+@pytest.mark.parametrize("suffix", ["", ".pt"])
+def test_a_checkpoint_is_named_by_id_or_name(client: TestClient, finished: Finished, suffix: str) -> None:
+    _, saved = finished()
+    for ref in (saved.manifest.id, saved.manifest.name, "latest"):
+        answer = client.post(f"/jobs/{ref}{suffix}/resume")
+        assert answer.status_code == 201
+        assert answer.json()["parent"] == saved.manifest.id
+
+
+def test_a_run_cut_short_makes_the_steps_it_had_left(client: TestClient, save: Save) -> None:
+    new = client.post(f"/jobs/{save(step=15, end_step=20).manifest.id}/resume").json()
+    assert (new["start_step"], new["training_steps"]) == (15, 5)
+
+
+def test_a_warm_start_counts_from_zero_and_may_change_the_text(
+    client: TestClient, save: Save, settings: ServiceSettings
+) -> None:
+    (settings.sources / "other.md").write_text(TALE)
+    body = {"mode": "warm_start", "source": "other.md", "seed": 7}
+    new = client.post(f"/jobs/{save().manifest.id}/resume", json=body).json()
+    assert (new["start_step"], new["training_steps"], new["mode"]) == (0, 20, "warm_start")
+    assert {item["field"] for item in new["diff"]} == {"source", "seed"}
+
+
+@pytest.mark.parametrize(
+    ("body", "forbidden"),
+    [
+        ({"n_embd": 64, "seed": 1, "learning_rate": 0.1}, ["seed", "n_embd"]),
+        ({"mode": "exact", "learning_rate": 0.1}, ["learning_rate"]),
+        ({"mode": "warm_start", "block_size": 16}, ["block_size"]),
+        ({"base_model": "/etc"}, ["base_model"]),
+    ],
+)
+def test_what_may_not_change_is_listed(
+    client: TestClient, save: Save, body: dict[str, Any], forbidden: list[str]
+) -> None:
+    answer = client.post(f"/jobs/{save().manifest.id}/resume", json=body)
+    problem = answer.json()
+    assert (answer.status_code, problem["code"]) == (409, "checkpoint_mismatch")
+    assert sorted(item["field"] for item in problem["errors"]) == sorted(forbidden)
+    assert {item["field"] for item in problem["diff"]} >= set(body) - {"mode"}
+
+
+@pytest.mark.parametrize("mode", ["exact", "extend"])
+@pytest.mark.parametrize("fate", ["edited", "gone"])
+def test_a_run_goes_on_in_the_same_text_alone(
+    client: TestClient, save: Save, settings: ServiceSettings, mode: str, fate: str
+) -> None:
+    saved = save()
+    path = settings.sources / "tale.md"
+    path.write_text(TALE + "!") if fate == "edited" else path.unlink()
+    answer = client.post(f"/jobs/{saved.manifest.id}/resume", json={"mode": mode})
+    problem = answer.json()
+    assert (answer.status_code, problem["code"]) == (409, "source_changed")
+    assert problem["errors"][0]["field"] == "source"
+    assert "tale.md" in problem["detail"]
+
+
+def test_a_console_runs_checkpoint_finds_its_text_below_the_root(
+    client: TestClient, save: Save, settings: ServiceSettings
+) -> None:
+    for source in ("sources/tale.md", f"{settings.sources}/tale.md"):
+        answer = client.post(f"/jobs/{save(config={'source': source}).manifest.id}/resume")
+        assert answer.status_code == 201
+        assert answer.json()["config"]["source"] == "tale.md"
+        assert "source" not in {item["field"] for item in answer.json()["diff"]}
+
+
+def test_a_job_without_a_checkpoint_cannot_go_on(client: TestClient, submit: Callable[..., Job]) -> None:
+    job = submit()
+    client.post(f"/jobs/{job.id}/cancel")
+    answer = client.post(f"/jobs/{job.id}/resume")
+    assert (answer.status_code, answer.json()["code"]) == (409, "nothing_saved")
+
+
+def test_a_checkpoint_whose_folder_is_gone_is_said_to_be(client: TestClient, finished: Finished) -> None:
+    _, saved = finished()
+    (saved.path / "manifest.json").unlink()
+    answer = client.post(f"/jobs/{saved.manifest.id}/resume")
+    assert (answer.status_code, answer.json()["code"]) == (409, "checkpoint_corrupt")
+    assert client.get(f"/checkpoints/{saved.manifest.id}").json()["manifest"] is None
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"mode": "sideways"}, "mode"),
+        ({"lerning_rate": 1}, "lerning_rate"),
+        ({"learning_rate": 99}, "learning_rate"),
+        ({"resume_steps": 1, "training_steps": 2}, ""),
+        ({"n_head": 5}, "n_head"),
+    ],
+)
+def test_a_body_that_makes_no_sense_is_a_422(client: TestClient, save: Save, body: dict[str, Any], field: str) -> None:
+    answer = client.post(f"/jobs/{save().manifest.id}/resume", json=body)
+    assert (answer.status_code, answer.json()["errors"][0]["field"]) == (422, field)
+
+
+def test_a_repeated_resume_makes_one_job(client: TestClient, save: Save) -> None:
+    path, key = f"/jobs/{save().manifest.id}/resume", {"Idempotency-Key": "k"}
+    first = client.post(path, headers=key)
+    again = client.post(path, headers=key)
+    assert (first.status_code, again.status_code) == (201, 200)
+    assert again.json()["id"] == first.json()["id"]
+    assert client.post(path, headers=key, json={"resume_steps": 3}).status_code == 422
+
+
+def test_checkpoints_are_listed_with_those_of_the_console(
+    client: TestClient, finished: Finished, save: Save, settings: ServiceSettings
+) -> None:
+    job, made = finished()
+    stray = save(step=5, val_loss=1.0)
+    (settings.checkpoints / "checkpoint_half").mkdir()
+    (settings.checkpoints / "tmp-checkpoint_x").mkdir()
+    (settings.checkpoints / "checkpoint_link").symlink_to(stray.path)
+    listed = client.get("/checkpoints").json()
+    assert [row["id"] for row in listed["data"]] == [stray.manifest.id, made.manifest.id]
+    assert [row["job_id"] for row in listed["data"]] == [None, job.id]
+    assert listed["data"][0]["size_bytes"] == 7
+    assert client.get("/checkpoints?order=best").json()["data"][0]["id"] == stray.manifest.id
+    assert [row["id"] for row in client.get(f"/checkpoints?job={job.id}").json()["data"]] == [made.manifest.id]
+    assert client.get("/checkpoints?limit=1").json()["has_more"]
+    assert client.get(f"/checkpoints?after={stray.manifest.id}").json()["data"][0]["id"] == made.manifest.id
+    assert client.get("/checkpoints?model=gpt2").json()["data"] == []
+    assert client.get(f"/checkpoints/{stray.manifest.name}").json()["manifest"]["step"] == 5
+
+
+def test_a_checkpoint_that_its_job_has_not_reported_yet_is_left_to_it(
+    client: TestClient, submit: Callable[..., Job], hand: Hand, save: Save
+) -> None:
+    submit()
+    saved = save(job_id=hand.claim().id)
+    assert client.get("/checkpoints").json()["data"] == []
+    assert client.get(f"/checkpoints/{saved.manifest.id}").status_code == 404
+
+
+NONSENSE: list[dict[str, Any]] = [
+    {"step": 10**30},
+    {"step": "many"},
+    {"created_at": 1e300},
+    {"created_at": float("nan")},
+    {"files": {"a": {}}},
+    {"files": 7},
+    {"job_id": ["x"]},
+    {"config": "none"},
+    {"id": "\ud800"},
+]
+
+
+def test_a_manifest_that_makes_no_sense_spoils_no_list(client: TestClient, save: Save) -> None:
+    good = save()
+    for nonsense in NONSENSE:
+        manifest = save().path / "manifest.json"
+        manifest.write_text(json.dumps({**json.loads(manifest.read_text()), **nonsense}))
+    assert [row["id"] for row in client.get("/checkpoints").json()["data"]] == [good.manifest.id]
+
+
+def test_a_checkpoint_that_is_not_there_is_a_404(client: TestClient) -> None:
+    for ref in ("nope", "%00", "x" * 4000, "%F4%8F%BF%BF", "%ff", "latest"):
+        answer = client.get(f"/checkpoints/{ref}")
+        assert (answer.status_code, answer.json()["code"]) == (404, "checkpoint_not_found")
+        assert client.get(f"/checkpoints?after={ref}").status_code == 404
+
+
+def test_sources_are_listed_and_bad_ones_say_why(client: TestClient, settings: ServiceSettings) -> None:
+    (settings.sources / "empty.md").write_text("")
+    (settings.sources / "latin.md").write_bytes(b"caf\xe9")
+    (settings.sources / "deep").mkdir()
+    (settings.sources / "deep" / "er.txt").write_text("é")
+    (settings.sources / "link.md").symlink_to("/etc/passwd")
+    rows = {row["name"]: row for row in client.get("/sources").json()["data"]}
+    assert set(rows) == {"tale.md", "empty.md", "latin.md", "deep/er.txt"}
+    assert (rows["deep/er.txt"]["size_bytes"], rows["deep/er.txt"]["num_characters"]) == (2, 1)
+    assert rows["tale.md"]["error"] is None
+    assert "nothing to learn" in rows["empty.md"]["error"]
+    assert "offset 3" in rows["latin.md"]["error"]
+
+
+def test_a_file_name_that_is_not_utf8_is_shown_all_the_same(client: TestClient, settings: ServiceSettings) -> None:
+    try:
+        (settings.sources / "caf\udce9.md").write_text(TALE)
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names alone")
+    rows = client.get("/sources").json()["data"]
+    assert "rename it" in next(row["error"] for row in rows if row["name"].startswith("caf"))
