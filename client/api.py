@@ -16,14 +16,15 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import quote
 
 import httpx2
 
-from client.errors import ApiError, ServiceUnreachable, problem_in, problem_of
-from client.events import SILENCE_SECONDS, Event, JobStream
+from client.errors import ServiceUnreachable, not_ratchet, problem_in, problem_of
+from client.events import PATIENCE_SECONDS, SILENCE_SECONDS, Event, JobStream
 from client.sse import Parser
 
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -33,7 +34,8 @@ RETRY_WAITS_SECONDS = (0.2, 0.6, 1.2)
 GENERATION_SECONDS = 600.0
 
 
-class Token(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Token:
     """A piece of generated text; `index` tells which of the `n` answers it belongs to."""
 
     index: int
@@ -46,13 +48,20 @@ class Ratchet:
     Args:
         url: Where it listens; by default `RATCHET_URL`, else loopback port 8000.
         api_key: By default `RATCHET_API_KEY`; a service on loopback needs none.
+        patience_seconds: How long `events` keeps coming back to a service that is gone.
         transport: Carries the requests; a test's way in.
     """
 
     def __init__(
-        self, url: str | None = None, api_key: str | None = None, *, transport: httpx2.BaseTransport | None = None
+        self,
+        url: str | None = None,
+        api_key: str | None = None,
+        *,
+        patience_seconds: float = PATIENCE_SECONDS,
+        transport: httpx2.BaseTransport | None = None,
     ) -> None:
         self.url = (url or os.environ.get("RATCHET_URL") or DEFAULT_URL).rstrip("/")
+        self._patience_seconds = patience_seconds
         key = api_key or os.environ.get("RATCHET_API_KEY")
         self._http = httpx2.Client(
             base_url=self.url,
@@ -111,15 +120,14 @@ class Ratchet:
         Raises:
             ServiceUnreachable: the first connection fails, or no later one succeeds for minutes.
         """
-        return JobStream(self._http, self.url, f"/jobs/{_segment(job_id)}/events", after).events()
+        path = f"/jobs/{_segment(job_id)}/events"
+        return JobStream(self._http, self.url, path, after, self._patience_seconds).events()
 
     def recorded_events(self, job_id: str, after: int = 0) -> Iterator[Event]:
         """What a job has said so far, and no more than that."""
         more = True
         while more:
-            page = self._send(
-                "GET", f"/jobs/{_segment(job_id)}/events", params={"after": after}, accept="application/json"
-            )
+            page = self._send("GET", f"/jobs/{_segment(job_id)}/events", params={"after": after})
             for item in page["data"]:
                 after = item["seq"]
                 yield Event(after, item["kind"], item["data"])
@@ -190,10 +198,12 @@ class Ratchet:
         return items
 
     def _send(
-        self, method: str, path: str, *, accept: str = "application/json", headers: Any = None, **request: Any
+        self, method: str, path: str, *, headers: Mapping[str, str] | None = None, **request: Any
     ) -> dict[str, Any]:
         with self._reaching():
-            answer = self._http.request(method, path, headers={"Accept": accept, **(headers or {})}, **request)
+            answer = self._http.request(
+                method, path, headers={"Accept": "application/json", **(headers or {})}, **request
+            )
         if answer.is_error:
             raise problem_of(answer)
         return _object_in(answer)
@@ -218,5 +228,5 @@ def _object_in(answer: httpx2.Response) -> dict[str, Any]:
     except ValueError:
         document = None
     if not isinstance(document, dict):
-        raise ApiError(answer.status_code, "not_ratchet", "What answers at this address is not Ratchet.", [])
+        raise not_ratchet(answer.status_code)
     return document

@@ -14,6 +14,9 @@ from typing import Any
 
 import httpx2
 
+NOT_RATCHET = "not_ratchet"
+"""The code for an answer that no Ratchet gives: something else listens at the address."""
+
 
 class ClientError(Exception):
     """A failure said in one sentence, for a person."""
@@ -82,3 +85,8 @@ def _spoken(status: int) -> str:
         return f"{status} {HTTPStatus(status).phrase}"
     except ValueError:
         return f"with status {status}"
+
+
+def not_ratchet(status: int) -> ApiError:
+    """What to raise for an answer of another program's."""
+    return ApiError(status, NOT_RATCHET, "What answers at this address is not Ratchet.", [])

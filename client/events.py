@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import httpx2
 
-from client.errors import ApiError, ServiceUnreachable, problem_of
+from client.errors import ServiceUnreachable, not_ratchet, problem_of
 from client.sse import Message, Parser
 
 SILENCE_SECONDS = 45.0
@@ -30,11 +30,12 @@ class Event(NamedTuple):
 class JobStream:
     """Reads `path` from event `after` + 1 to the last one, over as many connections as that takes."""
 
-    def __init__(self, http: httpx2.Client, url: str, path: str, after: int) -> None:
+    def __init__(self, http: httpx2.Client, url: str, path: str, after: int, patience_seconds: float) -> None:
         self._http = http
         self._url = url
         self._path = path
         self._seq = after
+        self._patience_seconds = patience_seconds
         self._retry_seconds = 2.0
         self._connected_once = False
         self._last_contact = time.monotonic()
@@ -50,7 +51,7 @@ class JobStream:
                 reason = str(error) or type(error).__name__
             if self._ended:
                 return
-            if not self._connected_once or time.monotonic() - self._last_contact > PATIENCE_SECONDS:
+            if not self._connected_once or time.monotonic() - self._last_contact > self._patience_seconds:
                 raise ServiceUnreachable(self._url, reason)
             time.sleep(self._retry_seconds)
 
@@ -83,7 +84,7 @@ class JobStream:
                 raise problem_of(answer)
             return False
         if not answer.headers.get("content-type", "").startswith("text/event-stream"):
-            raise ApiError(answer.status_code, "not_ratchet", "What answers at this address is not Ratchet.", [])
+            raise not_ratchet(answer.status_code)
         return True
 
     def _take(self, message: Message) -> Iterator[Event]:

@@ -1,7 +1,7 @@
 """Server-sent events, from bytes to messages, as the HTML standard has them.
 
 Lines end at LF, CR LF or CR and nowhere else. `str.splitlines` also breaks at U+2028 and its kin, which are ordinary
-characters inside a line here; `bytes.splitlines` knows just the three, and UTF-8 hides none of them in a longer sequence.
+characters inside a line here; `bytes.splitlines` knows just the three, and UTF-8 has none of them inside a character.
 """
 
 from __future__ import annotations

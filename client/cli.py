@@ -1,0 +1,53 @@
+"""The `ratchet` command.
+
+Exit codes: 0 it worked · 1 the job failed or the service refused · 2 usage · 3 nobody answers · 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from http import HTTPStatus
+
+import typer
+
+from client.commands import models, overview, processes, runs
+from client.errors import ApiError, ClientError, ServiceUnreachable
+
+EXIT_REFUSED = 1
+EXIT_UNREACHABLE = 3
+
+app = typer.Typer(
+    help="Train language models on your own machine; nothing a run has learned is ever lost.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+for part in (processes, runs, models, overview):
+    app.registered_commands += part.app.registered_commands
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command; always leaves by SystemExit."""
+    try:
+        app(args=arguments, prog_name="ratchet")
+    except ServiceUnreachable as error:
+        typer.echo(f"{error.message} Start the service with: ratchet up", err=True)
+        sys.exit(EXIT_UNREACHABLE)
+    except ClientError as error:
+        typer.echo(spoken(error), err=True)
+        sys.exit(EXIT_REFUSED)
+
+
+def spoken(error: ClientError) -> str:
+    """One sentence, and under it each refused setting that it does not name."""
+    if not isinstance(error, ApiError):
+        return error.message
+    if error.status == HTTPStatus.UNAUTHORIZED:
+        return f"{error.message} Set RATCHET_API_KEY."
+    left_out = [f"  {field}: {said}" for field, said in error.problems if field not in error.message]
+    return "\n".join([error.message, *left_out])
+
+
+if __name__ == "__main__":
+    main()

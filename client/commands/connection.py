@@ -1,0 +1,60 @@
+"""How commands reach the service and a person."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from client.api import Ratchet
+from client.errors import ClientError
+from client.follow import View, announce_rest, follow
+from client.tables import Row
+
+WIDE = 200
+
+EXIT_INTERRUPTED = 130
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for a program.")]
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="A job's id.", show_default=False)]
+Limit = Annotated[int, typer.Option("--limit", "-n", min=1, max=100, help="How many, newest first.")]
+
+
+def console() -> Console:
+    """Standard output. Nobody wraps a table for a pipe, so there it has room."""
+    found = Console(highlight=False)
+    return found if found.is_terminal else Console(highlight=False, width=WIDE)
+
+
+def print_json(value: Any) -> None:
+    """Indented JSON on standard output."""
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def print_table(table: Callable[[Sequence[Row], int], Table], items: Sequence[Row]) -> None:
+    """A list, in as many columns as there is room for."""
+    out = console()
+    out.print(table(items, out.width))
+
+
+def watch(api: Ratchet, job: dict[str, Any], view: View) -> None:
+    """Follow a job to its rest. Ctrl-C leaves the job alone."""
+    try:
+        announce_rest(console(), follow(api, job, view))
+    except KeyboardInterrupt:
+        typer.echo(f"\nJob {job['id']} goes on without you. Come back with: ratchet logs -f {job['id']}", err=True)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+def latest_checkpoint(api: Ratchet, ref: str) -> str:
+    """The checkpoint that `ref` means: itself, or the latest one of the job it names."""
+    if not ref.startswith("job_"):
+        return ref
+    checkpoint = api.job(ref)["checkpoint"]
+    if checkpoint is None:
+        raise ClientError(f"Job {ref} has no checkpoint yet.")
+    return str(checkpoint)
