@@ -37,7 +37,7 @@ UP = (sys.executable, "-m", "client", "up")
 
 DEMO_CONFIG: dict[str, Any] = {
     "source": BUNDLED_SOURCE,
-    "training_steps": 600,
+    "training_steps": 800,
     "batch_size": 16,
     "block_size": 96,
     "n_layer": 2,
@@ -50,6 +50,8 @@ DEMO_CONFIG: dict[str, Any] = {
 
 RESUME_STEPS = 60
 QUESTION = "QUESTION: What is the capital of France?\nANSWER:"
+
+HONEST_WORD = "(Less than a minute gives a model the form of an answer. The facts take longer: let it go on, as below.)"
 
 USUAL_PORT = 8000
 START_SECONDS = 60.0
@@ -90,6 +92,7 @@ def tour(api: Ratchet, out: Console) -> None:
     _headline(out, "3. A question from the text")
     answer = _ask(api, second["checkpoint"])
     out.print(Text(QUESTION), Text(answer, style="bold green"))
+    out.print(Text(HONEST_WORD, style="dim"))
     _headline(out, "What to try next")
     _print_next(api.url, out, second)
 
@@ -113,7 +116,7 @@ def _print_next(url: str, out: Console, job: dict[str, Any]) -> None:
     lines = (
         ("The web page", f"{url}/"),
         ("A job's events, live", f"curl -N{_key_option()} {url}/jobs/{job['id']}/events"),
-        ("Go on with a run", _post(f"{url}/jobs/{job['checkpoint']}/resume", {"training_steps": 100})),
+        ("Go on with a run", _post(f"{url}/jobs/{job['checkpoint']}/resume", {"training_steps": 5000})),
         ("Ask a checkpoint", _post(f"{url}/generate", ask)),
     )
     for title, line in lines:

@@ -9,12 +9,12 @@ import sys
 
 _PR_SET_PDEATHSIG = 1
 
-POLITE = {"OMP_WAIT_POLICY": "PASSIVE"}
+POLITE = {"GOMP_SPINCOUNT": "1000"}
 """Environment of a process that computes beside others, to be set before it loads torch.
 
-OpenMP's threads wait for each other by spinning. When something else wants one of the cores, such as this product's own
-service and generation, the thread that is waited for does not get to run, and training a small model becomes twenty
-times slower; see docs/log.md.
+OpenMP's threads wait for each other by spinning, 300,000 turns as GNU's library comes. When something else wants one of
+the cores, such as this product's own service and generation, the thread that is waited for does not get to run. A
+thousand turns keep nearly all the speed of an idle machine and most of it on a busy one; see docs/log.md.
 """
 
 

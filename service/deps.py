@@ -69,8 +69,10 @@ Checkpoints = Annotated[Shelf, Depends(_shelf)]
 
 
 def _job(job_id: str, ledger: Ledger, owner: Owner) -> Job:
+    """By id, or the newest for `latest`; routes that change a job for good take an id alone."""
     with ledger.read() as session:
-        return catalog.get_job(session, owner, job_id)
+        newest, _ = catalog.list_jobs(session, owner, 1) if job_id == "latest" else ([], False)
+        return newest[0] if newest else catalog.get_job(session, owner, job_id)
 
 
 JobDep = Annotated[Job, Depends(_job)]

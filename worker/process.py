@@ -21,7 +21,8 @@ TAIL_LINES = 40
 PASSED_ON = (
     "PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "VIRTUAL_ENV", "PYTHONPATH", "LD_LIBRARY_PATH",
     "CUDA_VISIBLE_DEVICES", "CUDA_HOME", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_ENDPOINT", "HF_TOKEN",
-    "HTTPS_PROXY", "https_proxy", "NO_PROXY", "SSL_CERT_FILE", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_WAIT_POLICY",
+    "HTTPS_PROXY", "https_proxy", "NO_PROXY", "SSL_CERT_FILE", "OMP_NUM_THREADS", "MKL_NUM_THREADS",
+    "OMP_WAIT_POLICY", "GOMP_SPINCOUNT",
     "RATCHET_FAILPOINT",
 )  # fmt: skip
 """What a child inherits of the environment: never the API key, never the ledger's address."""

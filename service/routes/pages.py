@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Response
 from starlette.exceptions import HTTPException
@@ -16,7 +17,7 @@ WEB = Path(__file__).resolve().parent.parent / "web"
 router = APIRouter(include_in_schema=False)
 
 
-@router.get("/")
+@router.api_route("/", methods=["GET", "HEAD"])
 def front_page() -> Response:
     """The page, always asked for anew: what it loads may have changed with it."""
     if not (WEB / "index.html").is_file():
@@ -31,7 +32,17 @@ def docs_page(request: Request) -> Response:
     return HTMLResponse(render(request.app.openapi()), headers=policy)
 
 
+class WebFiles(StaticFiles):
+    """The page's files, asked for anew each time: after an upgrade no old module may meet a new one."""
+
+    def file_response(self, *args: Any, **given: Any) -> Response:
+        """As Starlette answers, 304 where nothing changed."""
+        response = super().file_response(*args, **given)
+        response.headers["Cache-Control"] = "no-cache"
+        return response
+
+
 def mount_web(app: FastAPI) -> None:
     """Serve the page's files, if there are any."""
     if WEB.is_dir():
-        app.mount("/web", StaticFiles(directory=WEB), name="web")
+        app.mount("/web", WebFiles(directory=WEB), name="web")
