@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 EXTRAS := worker,dev,source
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench format source clean
+.PHONY: help setup demo test check bench format docs source clean
 
 help:  ## Show this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -31,6 +31,7 @@ check: setup  ## Lint, types, contracts
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 	@$(BIN)/python -m tools.build_source --check
+	@$(BIN)/python -m tools.reference --check
 
 format: setup  ## Put the code in shape
 	@$(BIN)/ruff check --quiet --fix .
@@ -38,6 +39,9 @@ format: setup  ## Put the code in shape
 
 bench: setup  ## Run every benchmark; one JSON row each
 	@for program in benchmarks/[a-z]*.py; do $(BIN)/python $$program || exit 1; done
+
+docs: setup  ## Write the reference pages anew
+	@$(BIN)/python -m tools.reference
 
 source: setup  ## Build the bundled training text anew
 	@$(BIN)/python -m tools.build_source
