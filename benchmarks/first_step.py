@@ -1,0 +1,39 @@
+"""From `POST /jobs` to the first step's event at a reader, on an idle service, with the small model from scratch."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+
+import httpx2
+from _row import print_row, spread, started
+
+ROUNDS = 8
+CONFIG = {"training_steps": 2, "eval_interval": 1000, "eval_iters": 1, "enable_checkpoints": False, "max_new_tokens": 0}
+
+
+def seconds_to_first_step(http: httpx2.Client) -> float:
+    """One job; returns when it has ended, so that the next one finds the worker idle."""
+    began = time.perf_counter()
+    job = http.post("/jobs", json=CONFIG).raise_for_status().json()
+    took = float("nan")
+    with http.stream("GET", f"/jobs/{job['id']}/events") as answer:
+        for line in answer.iter_lines():
+            if line == "event: step" and took != took:
+                took = time.perf_counter() - began
+    return took
+
+
+def main() -> None:
+    """Measure and print."""
+    with tempfile.TemporaryDirectory() as folder, started("client", "up", "--port", "0", "--data", folder) as (_, url):
+        with httpx2.Client(base_url=url, timeout=60) as http:
+            while not http.get("/workers").json()["data"]:
+                time.sleep(0.1)
+            time.sleep(5)  # Generation imports torch beside the worker; an idle service has done that.
+            seconds = [seconds_to_first_step(http) for _ in range(ROUNDS)]
+    print_row("first_step", seconds=spread(seconds), rounds=ROUNDS)
+
+
+if __name__ == "__main__":
+    main()
