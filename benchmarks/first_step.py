@@ -26,12 +26,15 @@ def seconds_to_first_step(http: httpx2.Client) -> float:
 
 def main() -> None:
     """Measure and print."""
-    with tempfile.TemporaryDirectory() as folder, started("client", "up", "--port", "0", "--data", folder) as (_, url):
-        with httpx2.Client(base_url=url, timeout=60) as http:
-            while not http.get("/workers").json()["data"]:
-                time.sleep(0.1)
-            time.sleep(5)  # Generation imports torch beside the worker; an idle service has done that.
-            seconds = [seconds_to_first_step(http) for _ in range(ROUNDS)]
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        started("client", "up", "--port", "0", "--data", folder) as (_, url),
+        httpx2.Client(base_url=url, timeout=60) as http,
+    ):
+        while not http.get("/workers").json()["data"]:
+            time.sleep(0.1)
+        time.sleep(5)  # Generation imports torch beside the worker; an idle service has done that.
+        seconds = [seconds_to_first_step(http) for _ in range(ROUNDS)]
     print_row("first_step", seconds=spread(seconds), rounds=ROUNDS)
 
 
