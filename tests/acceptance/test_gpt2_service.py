@@ -1,0 +1,50 @@
+"""GPT-2 over HTTP: the base is a name below the models root, whole or through LoRA."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.acceptance.conftest import Ratchet
+from tests.tiny_models import make_gpt2_folder
+
+TINY = {"model_type": "gpt2", "training_steps": 6, "checkpoint_interval": 3, "eval_interval": 3, "max_new_tokens": 5}
+
+
+@pytest.fixture(scope="module")
+def ratchet(
+    tmp_path_factory: pytest.TempPathFactory, started: Callable[..., Any], bundled_source: Path
+) -> Iterator[Ratchet]:
+    folder = tmp_path_factory.mktemp("gpt2")
+    make_gpt2_folder(folder / "models" / "tiny-gpt2", bundled_source.read_text()[:50_000])
+    with started(folder / "data", "--models", str(folder / "models")) as up:
+        yield up
+
+
+@pytest.mark.parametrize("use_lora", [False, True])
+def test_gpt2_is_trained_resumed_and_talked_to(ratchet: Ratchet, use_lora: bool) -> None:
+    job = ratchet.submit(**TINY, base_model="tiny-gpt2", use_lora=use_lora)
+    text = ratchet.follow(job["id"])
+    assert "✅ Training finished at step 6" in text
+    assert "✨ The model writes after 'QUESTION: '" in text
+    middle = ratchet.http.get("/checkpoints", params={"job": job["id"]}).json()["data"][1]
+    assert middle["name"].startswith("checkpoint_gpt2_lora_" if use_lora else "checkpoint_gpt2_training")
+    resumed = ratchet.http.post(f"/jobs/{middle['id']}/resume", json={"training_steps": 2}).json()
+    assert "✅ Training finished at step 5" in ratchet.follow(resumed["id"])
+    ask = {"checkpoint": middle["id"], "prompt": "QUESTION: ", "max_new_tokens": 5}
+    assert ratchet.http.post("/generate", json=ask).json()["usage"]["completion_tokens"] == 5
+
+
+def test_a_base_model_can_be_talked_to_as_it_is(ratchet: Ratchet) -> None:
+    answer = ratchet.http.post("/generate", json={"model": "tiny-gpt2", "prompt": "Q", "max_new_tokens": 4})
+    assert answer.json()["usage"]["completion_tokens"] == 4
+
+
+@pytest.mark.parametrize("name", ["/etc", "../models/tiny-gpt2", "./tiny-gpt2", "a/b/c"])
+def test_a_path_is_no_name_of_a_model(ratchet: Ratchet, name: str) -> None:
+    answer = ratchet.http.post("/jobs", json={**TINY, "base_model": name})
+    assert (answer.status_code, answer.json()["code"]) == (422, "model_forbidden")
+    assert ratchet.http.post("/generate", json={"model": name, "prompt": "Q"}).status_code == 422
