@@ -50,8 +50,16 @@ def main(env: Mapping[str, str] = os.environ, *, must_resume: bool = False) -> i
     try:
         Console(env, must_resume).run()
     except RatchetError as error:
-        print(f"❌ Error: {error.message}", file=sys.stderr)
-        return 1
+        return _said(error.message)
+    except OSError as error:
+        return _said(f"{error.strerror}: '{error.filename}'" if error.filename else str(error))
+    except (RuntimeError, MemoryError) as error:
+        from core.devices import as_out_of_memory
+
+        short = as_out_of_memory(error)
+        if short is None:
+            raise
+        return _said(short.message)
     except KeyboardInterrupt:
         print("🛑 Interrupted at once; the last checkpoint stays", file=sys.stderr)
         return 130
@@ -94,7 +102,7 @@ class Console:
             folder.mkdir(parents=True, exist_ok=True)
         trainer = assemble(
             config.training(),
-            read_source(config.source),
+            read_source(source_path(config.source)),
             self.show,
             self.should_stop,
             store=CheckpointStore(config.checkpoint_dir) if config.enable_checkpoints else None,
@@ -141,6 +149,12 @@ class Console:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def source_path(source: str) -> str:
+    """A service names texts below its sources folder; here that folder is part of the path."""
+    below = Path("sources") / source
+    return str(below) if not Path(source).exists() and below.exists() else source
+
+
 def checkpoint_path(env: Mapping[str, str], must_resume: bool) -> Path | None:
     """Where to resume from: a path, or a name below the checkpoints folder; None for a fresh run.
 
@@ -157,7 +171,13 @@ def checkpoint_path(env: Mapping[str, str], must_resume: bool) -> Path | None:
         )
     path = Path(str(said).strip())
     below = Path(env.get("CHECKPOINT_DIR") or ScriptConfig.model_fields["checkpoint_dir"].default) / path
-    return below if not path.exists() and len(path.parts) == 1 and below.exists() else path
+    there = below.exists() or (below.suffix == ".pt" and below.with_suffix("").exists())
+    return below if not path.exists() and len(path.parts) == 1 and there else path
+
+
+def _said(sentence: str) -> int:
+    print(f"❌ Error: {sentence}", file=sys.stderr)
+    return 1
 
 
 if __name__ == "__main__":

@@ -156,23 +156,27 @@ def _run_state(resume: CheckpointContent | None, mode: ResumeMode) -> RunState:
 
 def _restore(resume: CheckpointContent, model: LanguageModel, optimizer: torch.optim.Optimizer) -> None:
     saved = resume["optimizer_state_dict"]
-    if saved and "moments" in saved:
+    if isinstance(saved, dict) and "moments" in saved:
         restore_optimizer(optimizer, model, saved)
-    elif saved:
+    elif saved is not None:
         _restore_legacy_optimizer(optimizer, saved)
     # Last of all: building a model and an optimizer draws from the generators.
     if resume["rng"]:
         restore_rng(resume["rng"])
 
 
-def _restore_legacy_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+def _restore_legacy_optimizer(optimizer: torch.optim.Optimizer, saved: Any) -> None:
+    settings = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
     try:
-        rates = [group["lr"] for group in optimizer.param_groups]
         optimizer.load_state_dict(saved)
-        for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate
-    except (ValueError, KeyError, TypeError) as error:
+        for parameter, moments in optimizer.state.items():
+            if any(moment.dim() and moment.shape != parameter.shape for moment in moments.values()):
+                raise ValueError(f"moments of another shape than {tuple(parameter.shape)}")
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise CheckpointMismatch(f"the checkpoint's optimizer state does not fit this model: {error}") from None
+    # The configuration decides rates and betas, so that overrides hold.
+    for group, kept in zip(optimizer.param_groups, settings, strict=True):
+        group.update(kept)
 
 
 def _saver(store: CheckpointStore, source: SourceText, identity: RunIdentity) -> SaveRun:
@@ -180,7 +184,8 @@ def _saver(store: CheckpointStore, source: SourceText, identity: RunIdentity) ->
         parts, run = trainer.parts, trainer.run
         captured = capture(parts.model, parts.optimizer, parts.tokenizer, run)
         config = config_to_dict(parts.config)
-        last = run.last_evaluation or {}
+        # Only what was measured at this very step is this checkpoint's.
+        last = run.last_evaluation if run.last_evaluation and run.last_evaluation["step"] == run.step else {}
         manifest = new_manifest(
             model=parts.model.name,
             source=source.name,

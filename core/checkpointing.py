@@ -7,18 +7,21 @@ is renamed, which is the moment it exists. Light: tensors are read and written b
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import json
+import math
 import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Annotated, Any
 
-from core.errors import CheckpointCorrupt, CheckpointNotFound
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from core.errors import CheckpointCorrupt, CheckpointError, CheckpointNotFound
 
 if TYPE_CHECKING:
     from core.state import CheckpointContent
@@ -26,35 +29,56 @@ if TYPE_CHECKING:
 MANIFEST = "manifest.json"
 FORMAT = 1
 STAGING_PREFIX = "tmp-"
+END_OF_TIME = 253_402_300_799.0
+"""The last second of the year 9999, the last that ISO 8601 can write."""
 
 
-@dataclass(frozen=True, slots=True)
-class Manifest:
-    """What a checkpoint says of itself; `files` proves the rest."""
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Moment = Annotated[float, Field(ge=0, le=END_OF_TIME)]
 
-    id: str
-    name: str
-    step: int
-    end_step: int
+
+class FileEntry(BaseModel):
+    """What a manifest says of one file."""
+
+    model_config = ConfigDict(frozen=True)
+
+    size: Count
+    sha256: str
+
+
+class Manifest(BaseModel):
+    """What a checkpoint says of itself; `files` proves the rest. Found on a disk it may say anything: it is checked."""
+
+    model_config = ConfigDict(frozen=True, protected_namespaces=())
+
+    id: str = Field(min_length=1, max_length=100)
+    name: str = Field(min_length=1, max_length=255)
+    step: Count
+    end_step: Count
     model: str
     source: str
-    created_at: float
+    created_at: Moment
     config: dict[str, Any]
     train_loss: float | None = None
     val_loss: float | None = None
     job_id: str | None = None
-    attempt: int = 0
-    fence: int = 0
+    attempt: Count = 0
+    fence: Count = 0
     parent: str | None = None
-    hashes: dict[str, str] = field(default_factory=dict)
-    versions: dict[str, str] = field(default_factory=dict)
-    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    hashes: dict[str, str] = {}
+    versions: dict[str, str] = {}
+    files: dict[str, FileEntry] = {}
     format: int = FORMAT
+
+    @field_validator("train_loss", "val_loss")
+    @classmethod
+    def _only_numbers(cls, loss: float | None) -> float | None:
+        return loss if loss is not None and math.isfinite(loss) else None
 
     @property
     def size_bytes(self) -> int:
         """Size of all files the manifest lists."""
-        return sum(int(entry["size"]) for entry in self.files.values())
+        return sum(entry.size for entry in self.files.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,13 +107,13 @@ class CheckpointStore:
             write: Puts the files into the folder it is given.
         """
         self.root.mkdir(parents=True, exist_ok=True)
-        staged = self.root / f"{STAGING_PREFIX}{manifest.name}"
+        staged = self.root / f"{STAGING_PREFIX}{manifest.job_id or 'script'}-{manifest.id}"
         staged.mkdir()
         try:
             write(staged)
             files = {path.name: _seal(path) for path in sorted(staged.iterdir())}
-            complete = _with_files(manifest, files)
-            (staged / MANIFEST).write_text(json.dumps(asdict(complete), indent=1))
+            complete = manifest.model_copy(update={"files": files})
+            (staged / MANIFEST).write_text(complete.model_dump_json(indent=1))
             _seal(staged / MANIFEST)
             _sync_folder(staged)
             final = self.root / manifest.name
@@ -101,13 +125,14 @@ class CheckpointStore:
         return Checkpoint(final, complete)
 
     def __iter__(self) -> Iterator[Checkpoint]:
-        """Every published checkpoint, newest first, by what its manifest says; the files are not read."""
+        """Every published checkpoint, newest first, by what its manifest says; the files are not read.
+
+        What makes no sense, or goes away while it is looked at, is not there.
+        """
         found = []
         for folder in self.root.glob("checkpoint_*") if self.root.is_dir() else []:
-            try:
+            with contextlib.suppress(CheckpointError):
                 found.append(read_manifest(folder))
-            except CheckpointCorrupt:
-                continue
         return iter(sorted(found, key=lambda item: (item.manifest.created_at, item.manifest.step), reverse=True))
 
     def find(self, ref: str) -> Checkpoint:
@@ -121,16 +146,15 @@ class CheckpointStore:
                 return checkpoint
         raise CheckpointNotFound(f"no checkpoint '{ref}'; GET /checkpoints lists those there are")
 
-    def newest_of(self, job_id: str) -> Checkpoint | None:
-        """The newest checkpoint of a job whose files are all as its manifest says; broken ones are passed over."""
+    def of_job(self, job_id: str) -> list[Checkpoint]:
+        """A job's checkpoints, unverified, the one with the most steps first."""
         mine = [item for item in self if item.manifest.job_id == job_id]
-        for checkpoint in sorted(mine, key=lambda item: item.manifest.step, reverse=True):
-            try:
-                verify(checkpoint)
-            except CheckpointCorrupt:
-                continue
-            return checkpoint
-        return None
+        return sorted(mine, key=lambda item: item.manifest.step, reverse=True)
+
+    def sweep(self, job_id: str) -> None:
+        """Remove what killed saves of a job left unpublished; to be called by the job's holder alone."""
+        for left in self.root.glob(f"{STAGING_PREFIX}{job_id}-*"):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def new_manifest(
@@ -155,7 +179,7 @@ def new_manifest(
 
 
 def read_manifest(folder: Path) -> Checkpoint:
-    """The checkpoint in `folder`, its manifest parsed, its files not yet read.
+    """The checkpoint in `folder`, its manifest checked, its files not yet read.
 
     Raises:
         CheckpointNotFound: there is no such folder.
@@ -164,15 +188,13 @@ def read_manifest(folder: Path) -> Checkpoint:
     if not folder.is_dir():
         raise CheckpointNotFound(f"no checkpoint at '{folder}'")
     try:
-        said = json.loads((folder / MANIFEST).read_text())
-        if said["format"] > FORMAT:
-            raise CheckpointCorrupt(
-                f"checkpoint '{folder.name}' was written by a newer Ratchet (format {said['format']})"
-            )
-        known = {entry.name for entry in fields(Manifest)}
-        return Checkpoint(folder, Manifest(**{name: value for name, value in said.items() if name in known}))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointCorrupt(f"checkpoint '{folder.name}' has no readable manifest: {error}") from None
+        manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
+    except (OSError, ValidationError) as error:
+        reason = error.strerror if isinstance(error, OSError) else _first_complaint(error)
+        raise CheckpointCorrupt(f"checkpoint '{folder.name}' has no readable manifest: {reason}") from None
+    if manifest.format > FORMAT:
+        raise CheckpointCorrupt(f"checkpoint '{folder.name}' was written by a newer Ratchet (format {manifest.format})")
+    return Checkpoint(folder, manifest)
 
 
 def verify(checkpoint: Checkpoint) -> None:
@@ -181,12 +203,30 @@ def verify(checkpoint: Checkpoint) -> None:
     Raises:
         CheckpointCorrupt: names the first file that is missing, of another size, or altered.
     """
+    called = f"checkpoint '{checkpoint.manifest.name}'"
     for name, expected in checkpoint.manifest.files.items():
         path = checkpoint.path / name
         if Path(name).name != name or not path.is_file() or path.is_symlink():
-            raise CheckpointCorrupt(f"checkpoint '{checkpoint.manifest.name}' lacks its file {name}")
-        if path.stat().st_size != expected["size"] or _digest(path) != expected["sha256"]:
-            raise CheckpointCorrupt(f"checkpoint '{checkpoint.manifest.name}' is damaged: {name} is not what was saved")
+            raise CheckpointCorrupt(f"{called} lacks its file {name}")
+        try:
+            intact = path.stat().st_size == expected.size and _digest(path) == expected.sha256
+        except OSError as error:
+            raise CheckpointCorrupt(f"{called} cannot be read: {name}: {error.strerror}") from None
+        if not intact:
+            raise CheckpointCorrupt(f"{called} is damaged: {name} is not what was saved")
+
+
+def first_whole(checkpoints: Iterable[Checkpoint]) -> tuple[Checkpoint | None, list[CheckpointCorrupt]]:
+    """The first that verifies, and what is wrong with each before it; those behind it are not read."""
+    broken = []
+    for checkpoint in checkpoints:
+        try:
+            verify(checkpoint)
+        except CheckpointCorrupt as error:
+            broken.append(error)
+        else:
+            return checkpoint, broken
+    return None, broken
 
 
 def save_checkpoint(store: CheckpointStore, manifest: Manifest, write: Callable[[Path], None]) -> Checkpoint:
@@ -248,15 +288,16 @@ def _number(value: float | None) -> str:
     return "   —  " if value is None else f"{value:.4f}"
 
 
-def _with_files(manifest: Manifest, files: dict[str, dict[str, Any]]) -> Manifest:
-    return Manifest(**{**asdict(manifest), "files": files})
+def _first_complaint(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}".removeprefix(": ")
 
 
-def _seal(path: Path) -> dict[str, Any]:
+def _seal(path: Path) -> FileEntry:
     """Sync a written file to disk and say what it is."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
-    return {"size": path.stat().st_size, "sha256": _digest(path)}
+    return FileEntry(size=path.stat().st_size, sha256=_digest(path))
 
 
 def _digest(path: Path) -> str:

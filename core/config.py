@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -94,15 +95,15 @@ class TrainingConfig(BaseModel):
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout inside the model.")
     seed: int = Field(1337, ge=0, lt=2**63, description="Decides weights, batches, dropout.")
     enable_checkpoints: bool = Field(True, description="Save at each interval; the final one is saved too.")
-    checkpoint_interval: int = Field(100, ge=1, description="Updates between checkpoints.")
+    checkpoint_interval: int = Field(100, ge=1, le=10_000_000, description="Updates between checkpoints.")
     use_lr_warmup: bool = Field(True, description="Raise the rate linearly over `warmup_steps`.")
-    warmup_steps: int = Field(100, ge=1, description="Updates until the peak rate is reached.")
+    warmup_steps: int = Field(100, ge=1, le=10_000_000, description="Updates until the peak rate is reached.")
     enable_output_to_file: bool = Field(True, description="Keep a script run's console output in a file.")
-    eval_interval: int = Field(100, ge=1, description="Updates between evaluations.")
+    eval_interval: int = Field(100, ge=1, le=10_000_000, description="Updates between evaluations.")
     eval_iters: int = Field(10, ge=1, le=100_000, description="Batches per part in one evaluation.")
-    n_embd: int = Field(128, ge=1, le=65_536, description="Width of a from-scratch model.")
-    n_head: int = Field(4, ge=1, le=1024, description="Attention heads of a from-scratch model.")
-    n_layer: int = Field(4, ge=1, le=1024, description="Blocks of a from-scratch model.")
+    n_embd: int = Field(128, ge=1, le=16_384, description="Width of a from-scratch model.")
+    n_head: int = Field(4, ge=1, le=256, description="Attention heads of a from-scratch model.")
+    n_layer: int = Field(4, ge=1, le=256, description="Blocks of a from-scratch model.")
     temperature: float = Field(0.7, ge=0, le=10, description="Of the sample that ends a run; 0 is greedy.")
     top_k: int = Field(50, ge=1, le=1_000_000, description="Likeliest tokens that sample draws from.")
     max_new_tokens: int = Field(300, ge=0, le=8192, description="Length of that sample; 0 for none.")
@@ -173,7 +174,8 @@ def load_config_fresh_from_env(env: Mapping[str, str] | None = None) -> ScriptCo
     """
     given = _from_environment(os.environ if env is None else env)
     given.setdefault("source", f"sources/{BUNDLED_SOURCE}")
-    return parse(ScriptConfig, given)
+    with _problems_under_variables():
+        return parse(ScriptConfig, given)
 
 
 def load_config_from_checkpoint(
@@ -197,13 +199,12 @@ def load_config_from_checkpoint(
     if environ.get("RESUME_STEPS"):
         overrides["training_steps"] = environ["RESUME_STEPS"]
     folders = {name: overrides.pop(name) for name in _FOLDERS if name in overrides}
-    mode = parse_mode(environ.get("RESUME_MODE") or "extend")
-    config, differences = resume_config(checkpoint, overrides, mode)
-    start_step = 0 if mode is ResumeMode.WARM_START else checkpoint["step"]
-    return (
-        parse(ScriptConfig, {**config.model_dump(), **folders, "start_step": start_step}),
-        differences,
-    )
+    steps_variable = "RESUME_STEPS" if environ.get("RESUME_STEPS") else "TRAINING_STEPS"
+    with _problems_under_variables(mode="RESUME_MODE", training_steps=steps_variable):
+        mode = parse_mode(environ.get("RESUME_MODE") or "extend")
+        config, differences = resume_config(checkpoint, overrides, mode)
+        start_step = 0 if mode is ResumeMode.WARM_START else checkpoint["step"]
+        return parse(ScriptConfig, {**config.model_dump(), **folders, "start_step": start_step}), differences
 
 
 def resume_config(
@@ -215,7 +216,8 @@ def resume_config(
     many as that one made.
 
     Args:
-        checkpoint: Has `config` and `step`; `end_step`, the last update the saved run was to make, if it is known.
+        checkpoint: Has `config` and `step`; `end_step`, the last update the saved run was to make, if it is known; and
+            `source_sha256`, with which the caller compares the text itself, so that its name need not be the same.
 
     Raises:
         ConfigError: a value cannot be used.
@@ -225,7 +227,9 @@ def resume_config(
     left = int(checkpoint.get("end_step", 0)) - int(checkpoint["step"])
     steps = left if left > 0 and mode is not ResumeMode.WARM_START else before.training_steps
     after = parse(TrainingConfig, {**before.model_dump(), "training_steps": steps, **overrides})
-    return after, merge(before.model_dump(mode="json"), after.model_dump(mode="json"), mode)
+    same_content = {"source"} if checkpoint.get("source_sha256") else set()
+    dumped = before.model_dump(mode="json"), after.model_dump(mode="json")
+    return after, merge(*dumped, mode, same_content=same_content)
 
 
 def parse_mode(text: str) -> ResumeMode:
@@ -278,6 +282,16 @@ _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 100
 
 def _is_true(value: Any) -> bool:
     return str(value).lower() in {"1", "true", "t", "yes", "y", "on"}
+
+
+@contextmanager
+def _problems_under_variables(**names: str) -> Iterator[None]:
+    """Name settings as the user of a script has typed them."""
+    variables = {field: variable for variable, field in ENVIRONMENT.items()} | names
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError([(variables.get(field, field), said) for field, said in error.problems]) from None
 
 
 _FOLDERS = ("checkpoint_dir", "log_dir", "output_dir")

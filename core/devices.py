@@ -4,7 +4,19 @@ from __future__ import annotations
 
 import torch
 
-from core.errors import DeviceUnavailable
+from core.errors import DeviceUnavailable, OutOfMemory
+
+_ALLOCATORS_SAY = ("can't allocate memory", "not enough memory", "out of memory")
+
+
+def as_out_of_memory(error: BaseException) -> OutOfMemory | None:
+    """The error to tell a user if `error` means that memory ran out; torch's CPU allocator has no type for it."""
+    said = str(error)
+    if not isinstance(error, MemoryError | torch.OutOfMemoryError) and not (
+        isinstance(error, RuntimeError) and any(words in said for words in _ALLOCATORS_SAY)
+    ):
+        return None
+    return OutOfMemory("memory ran out while training; a smaller batch_size or block_size needs less")
 
 
 def select_device(wanted: str = "auto") -> str:

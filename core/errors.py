@@ -17,6 +17,7 @@
     │   ├── CheckpointUnsafe        checkpoint_unsafe
     │   └── CheckpointMismatch      checkpoint_mismatch
     ├── NonFiniteLoss               non_finite
+    ├── OutOfMemory                 out_of_memory
     └── GenerationError             generation_invalid
 
 A mistake of ours is an assert, never one of these.
@@ -159,6 +160,12 @@ class NonFiniteLoss(RatchetError):
     """The loss became NaN or infinite; the last good checkpoint stays."""
 
     code = "non_finite"
+
+
+class OutOfMemory(RatchetError):
+    """The GPU or the machine has no memory left for this run."""
+
+    code = "out_of_memory"
 
 
 class GenerationError(RatchetError):

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
@@ -108,7 +109,7 @@ class Resumed(Event):
     kind: ClassVar[str] = "resumed"
     attempt: int
     from_step: int
-    checkpoint: str
+    checkpoint: str | None
 
 
 Emit = Callable[[Event], None]
@@ -129,3 +130,23 @@ def finite(value: Any) -> Any:
 def to_json(data: dict[str, Any]) -> str:
     """One line of ASCII JSON: safe for any line splitter (U+2028 is escaped), NaN as null."""
     return json.dumps(finite(data), ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+
+
+def line_of(kind: str, data: Mapping[str, Any]) -> str | None:
+    """What a person at a terminal sees of an event: its line, or None if it is not said in words."""
+    if kind == "log":
+        return str(data.get("line", ""))
+    if kind == "warning":
+        return f"⚠️ {data.get('message', '')}"
+    error = data.get("error")
+    if kind == "state" and isinstance(error, Mapping):
+        return f"❌ {error.get('message') or error.get('code', '')}"
+    return None
+
+
+def printable(text: str) -> str:
+    """Without control characters but tabs and line ends: a model's text or a job's name may not steer a terminal."""
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")

@@ -15,6 +15,9 @@ from core.errors import GenerationError
 from core.models import LanguageModel
 from core.tokenizer import Tokenizer
 
+GREEDY_BELOW = 1e-4
+"""Dividing logits by less than this leaves nothing but the likeliest token, or infinities."""
+
 GPT2_PROMPT = "QUESTION: "
 """A prompt from the domain of the bundled source."""
 
@@ -25,7 +28,7 @@ class Sampling:
 
     max_new_tokens: int = 300
     temperature: float = 0.7
-    """Divides the logits; 0 takes the likeliest token."""
+    """Divides the logits; 0, or nearly 0, takes the likeliest token."""
     top_k: int | None = 50
     """Draw from the k likeliest tokens alone."""
     top_p: float | None = None
@@ -139,7 +142,7 @@ def _choose(logits_V: Tensor, context: list[int], sampling: Sampling, generator:
         penalty = sampling.repetition_penalty
         logits_V = logits_V.clone()
         logits_V[seen] = torch.where(values > 0, values / penalty, values * penalty)
-    if sampling.temperature == 0:
+    if sampling.temperature < GREEDY_BELOW:
         return int(logits_V.argmax())
     logits_V = _keep_likeliest(logits_V / sampling.temperature, sampling.top_k, sampling.top_p)
     return int(torch.multinomial(logits_V.softmax(-1), 1, generator=generator))
@@ -151,8 +154,9 @@ def _keep_likeliest(logits_V: Tensor, top_k: int | None, top_p: float | None) ->
         logits_V = logits_V.masked_fill(logits_V < weakest, -torch.inf)
     if top_p is not None and top_p < 1:
         ordered_V, order_V = logits_V.softmax(-1).sort(descending=True)
-        # The token that crosses p stays: what counts is the mass before it.
+        # The token that crosses p stays: what counts is the mass before it. The likeliest stays however small p is.
         beyond_V = ordered_V.cumsum(-1) - ordered_V >= top_p
+        beyond_V[0] = False
         logits_V = logits_V.index_fill(0, order_V[beyond_V], -torch.inf)
     return logits_V
 

@@ -66,7 +66,6 @@ def _content(path: Path, said: Any) -> CheckpointContent:
     step = said.get("step", 0)
     if not isinstance(step, int) or step < 0:
         raise CheckpointCorrupt(f"'{path.name}' has no usable 'step': {step!r}")
-    characters = said.get("chars")
     return CheckpointContent(
         path=path,
         id=None,
@@ -78,9 +77,23 @@ def _content(path: Path, said: Any) -> CheckpointContent:
         optimizer_state_dict=said.get("optimizer_state_dict"),
         run={"step": step},
         rng=None,
-        characters=[str(item) for item in characters] if isinstance(characters, list) else None,
+        characters=_alphabet(said),
         source_sha256=None,
     )
+
+
+def _alphabet(said: Mapping[str, Any]) -> list[str] | None:
+    """The characters in order of their ids, under whichever name the script kept them."""
+    chars, stoi, itos = (said.get(name) for name in ("chars", "stoi", "itos"))
+    if isinstance(stoi, dict):
+        chars = sorted(stoi, key=lambda character: stoi[character])
+    elif isinstance(itos, dict):
+        chars = [itos[index] for index in sorted(itos)]
+    elif isinstance(itos, list | str):
+        chars = itos
+    if not isinstance(chars, list | str) or not all(isinstance(item, str) and len(item) == 1 for item in chars):
+        return None
+    return list(chars)
 
 
 def _config(said: Mapping[str, Any]) -> dict[str, Any]:

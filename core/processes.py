@@ -9,6 +9,8 @@ import sys
 
 _PR_SET_PDEATHSIG = 1
 
+EXIT_WITH_PARENT = "RATCHET_EXIT_WITH_PARENT"
+
 POLITE = {"GOMP_SPINCOUNT": "1000"}
 """Environment of a process that computes beside others, to be set before it loads torch.
 
@@ -37,7 +39,7 @@ def exit_with_parent(sign: int = signal.SIGTERM, *, parent: int | None = None) -
 
 def exit_with_parent_if_told() -> None:
     """As `exit_with_parent`, for a process that `ratchet up` started: it says so by `RATCHET_EXIT_WITH_PARENT`."""
-    if os.environ.get("RATCHET_EXIT_WITH_PARENT"):
+    if os.environ.get(EXIT_WITH_PARENT):
         exit_with_parent(signal.SIGTERM)
 
 

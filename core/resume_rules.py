@@ -7,7 +7,7 @@ A setting that is in neither set of `RULES` may change in every mode. How long t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -82,14 +82,19 @@ def may_change(field: str, mode: ResumeMode) -> bool:
     return mode is ResumeMode.WARM_START or field not in CONTINUITY
 
 
-def merge(before: Mapping[str, Any], after: Mapping[str, Any], mode: ResumeMode) -> list[Difference]:
+def merge(
+    before: Mapping[str, Any], after: Mapping[str, Any], mode: ResumeMode, *, same_content: Container[str] = ()
+) -> list[Difference]:
     """Every difference between two configurations.
+
+    Args:
+        same_content: Settings that name something whose content is compared elsewhere: another name for it is fine.
 
     Raises:
         CheckpointMismatch: a setting differs that may not; the message names each with both values.
     """
     differences = [Difference(name, before.get(name), after[name]) for name in after if before.get(name) != after[name]]
-    forbidden = [item for item in differences if not may_change(item.field, mode)]
+    forbidden = [item for item in differences if item.field not in same_content and not may_change(item.field, mode)]
     if forbidden:
         raise CheckpointMismatch(
             f"mode '{mode}' may change {RULES[mode]}, but this would change {', '.join(map(str, forbidden))}",

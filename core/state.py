@@ -59,7 +59,7 @@ class CheckpointContent(TypedDict):
     end_step: int
     config: dict[str, Any]
     model_state_dict: dict[str, Tensor]
-    optimizer_state_dict: dict[str, Any] | None
+    optimizer_state_dict: Any
     run: dict[str, Any]
     rng: dict[str, Any] | None
     characters: list[str] | None

@@ -46,7 +46,10 @@ class CharacterTokenizer:
 
     def __init__(self, characters: list[str]) -> None:
         self.characters = characters
-        self._code_points = np.array([ord(character) for character in characters], dtype=np.uint32)
+        code_points = np.array([ord(character) for character in characters], dtype=np.uint32)
+        # An older checkpoint may list its alphabet in any order; looking up needs them sorted.
+        self._ids = np.argsort(code_points, kind="stable")
+        self._code_points = code_points[self._ids]
 
     @classmethod
     def of_text(cls, text: str) -> CharacterTokenizer:
@@ -65,13 +68,13 @@ class CharacterTokenizer:
             GenerationError: the text has characters that the alphabet lacks; the message shows them.
         """
         code_points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
-        ids = np.searchsorted(self._code_points, code_points)
-        known = self._code_points[np.minimum(ids, self.vocab_size - 1)] == code_points
+        places = np.minimum(np.searchsorted(self._code_points, code_points), self.vocab_size - 1)
+        known = self._code_points[places] == code_points
         if not known.all():
             missing = sorted({chr(int(point)) for point in code_points[~known]})
             shown = " ".join(repr(character) for character in missing[:10])
             raise GenerationError(f"the model has never seen {len(missing)} of the text's characters: {shown}")
-        return ids.astype(np.int64)
+        return self._ids[places].astype(np.int64)
 
     def decode(self, ids: Any) -> str:
         """The characters of ids, joined."""

@@ -20,7 +20,7 @@ import torch
 
 from core.config import TrainingConfig
 from core.data import TokenData, batch
-from core.errors import NonFiniteLoss
+from core.errors import NonFiniteLoss, RatchetError
 from core.events import CheckpointSaved, Emit, Eval, Sample, Started, Step, Warned
 from core.generation import Completion, Sampling, final_prompt
 from core.models import LanguageModel
@@ -105,7 +105,7 @@ class Trainer:
         return self.finish()
 
     def begin(self) -> None:
-        """Say what is trained, and measure where a fresh run starts; a resumed one knows where it has been."""
+        """Say what is trained, and measure where it starts, unless the checkpoint knew or nothing is due there."""
         model, run = self.parts.model, self.run
         counts = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
         num_parameters = sum(count for count, _ in counts)
@@ -123,7 +123,7 @@ class Trainer:
         )
         for warning in self.parts.warnings():
             self.emit(Warned(warning))
-        if run.last_evaluation is None:
+        if run.last_evaluation is None or (self.evaluation_is_due() and run.last_evaluation["step"] != run.step):
             self.evaluate()
         self.parts.model.train()
 
@@ -143,17 +143,25 @@ class Trainer:
             parts.tokens.train, "train", run.step, config.seed, config.batch_size, parts.block_size, parts.device
         )
         _, loss = parts.model(ids_BT, targets_BT)
-        value = float(loss.item())
-        if not math.isfinite(value):
-            raise NonFiniteLoss(f"the loss became {value} at step {run.step}; a lower learning rate may help")
+        value = self.checked("loss", loss.item())
         parts.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        norm = clip_gradients(parts.model, config)
+        norm = self.checked("gradient norm", clip_gradients(parts.model, config))
         parts.optimizer.step()
         run.step += 1
         run.tokens_seen += ids_BT.numel()
         self.clock.stop()
         self.emit(Step(run.step, value, rate, norm, round(self.clock.tokens_per_second, 1), memory_bytes(parts.device)))
+        return value
+
+    def checked(self, what: str, value: float) -> float:
+        """The value, if it is a number: nothing else may reach the weights or a checkpoint.
+
+        Raises:
+            NonFiniteLoss: says at which step.
+        """
+        if not math.isfinite(value):
+            raise NonFiniteLoss(f"the {what} became {value} at step {self.run.step}; a lower learning rate may help")
         return value
 
     def report_progress_if_due(self, loss: float) -> None:
@@ -165,12 +173,26 @@ class Trainer:
 
     def evaluate_if_due(self) -> None:
         """At every multiple of eval_interval, and at the end."""
-        if self.run.step % self.parts.config.eval_interval == 0 or self.run.step == self.run.end_step:
+        if self.evaluation_is_due():
             self.evaluate()
 
+    def evaluation_is_due(self) -> bool:
+        """Whether this step is one to measure at."""
+        return self.run.step % self.parts.config.eval_interval == 0 or self.run.step == self.run.end_step
+
     def evaluate(self) -> None:
-        """Measure both losses; no generator that training draws from is touched."""
-        losses = estimate_loss(self.parts)
+        """Measure both losses; no generator that training draws from is touched.
+
+        A stop does not wait for it: the run that goes on from this step will measure then.
+
+        Raises:
+            NonFiniteLoss: the last checkpoint before it stays the newest.
+        """
+        losses = estimate_loss(self.parts, self.should_stop)
+        if losses is None:
+            return
+        for name, loss in losses.items():
+            self.checked(f"evaluated {name.replace('_', ' ')}", loss)
         self.run.evaluations.append({"step": self.run.step, **losses})
         if self.run.initial_train_loss is None:
             self.run.initial_train_loss = losses["train_loss"]
@@ -205,8 +227,15 @@ class Trainer:
         self.keep()
         self.narrator.finished(self.run, self.clock.elapsed)
         if self.parts.config.max_new_tokens:
-            self.sample()
+            self.sample_if_possible()
         return Outcome.FINISHED
+
+    def sample_if_possible(self) -> None:
+        """Let the model write something; the result is kept already, and nothing that happens here may undo it."""
+        try:
+            self.sample()
+        except (RatchetError, RuntimeError) as error:
+            self.emit(Warned(f"no sample could be written: {error}"))
 
     def sample(self) -> None:
         """The text that ends a run; cut short if a stop is asked for, since the result is already kept."""
@@ -224,7 +253,7 @@ class Trainer:
 
 
 class _Clock:
-    """Training time alone: evaluations and saves are not in it."""
+    """How fast the updates alone are, without evaluations and saves; and how long all of it has taken."""
 
     def __init__(self, tokens_per_step: int) -> None:
         self.tokens_per_step = tokens_per_step
@@ -287,8 +316,8 @@ def run_training(trainer: Trainer) -> Outcome:
     return trainer.train()
 
 
-def estimate_loss(parts: Parts) -> dict[str, float]:
-    """Mean loss over `eval_iters` batches of each part, the same batches every time.
+def estimate_loss(parts: Parts, should_stop: ShouldStop = lambda: False) -> dict[str, float] | None:
+    """Mean loss over `eval_iters` batches of each part, the same batches every time; None if it was told to stop.
 
     Fixed batches make two evaluations differ by the model alone, and leave no generator in another state.
     """
@@ -303,6 +332,9 @@ def estimate_loss(parts: Parts) -> dict[str, float]:
         ):
             total = 0.0
             for index in range(config.eval_iters):
+                if should_stop():
+                    model.train(was_training)
+                    return None
                 ids_BT, targets_BT = batch(
                     tokens, stream, index, config.seed, config.batch_size, parts.block_size, parts.device
                 )

@@ -151,6 +151,11 @@ def checkpoint_names(session: Session) -> set[str]:
     return set(session.exec(select(Checkpoint.name)).all())
 
 
+def checkpoint_ids(session: Session, job_id: str) -> set[str]:
+    """Ids of all checkpoints that the ledger knows of this job."""
+    return set(session.exec(select(Checkpoint.id).where(Checkpoint.job_id == job_id)).all())
+
+
 def adopt_checkpoint(session: Session, checkpoint: Checkpoint) -> bool:
     """Enter a checkpoint that was found on disk; False if its id or name is known already."""
     known = select(Checkpoint.id).where(or_(Checkpoint.id == checkpoint.id, Checkpoint.name == checkpoint.name))

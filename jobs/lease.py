@@ -72,11 +72,14 @@ def beat(session: Session, job_id: str, fence: int) -> BeatAnswer:
 def acknowledge_stop(session: Session, job_id: str, fence: int) -> Job:
     """Say that the run is being stopped; from here it ends cancelled, paused or, if it was done by then, succeeded.
 
+    A request that was taken back in the meantime leaves the job as it was: look at the state that comes back.
+
     Raises:
         LeaseLost: see the module.
         IllegalTransition: it is stopping already.
     """
-    return transition(session, job_id, State.STOPPING, fence=fence)
+    job = held(session, job_id, fence)
+    return job if job.stop_requested is None else transition(session, job_id, State.STOPPING, fence=fence)
 
 
 def finish(session: Session, job_id: str, fence: int, outcome: Outcome) -> Job:

@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from core.checkpointing import Checkpoint, CheckpointStore
+from core.checkpointing import Checkpoint
 from core.resume_rules import ResumeMode
 from jobs.tables import Job
 from worker.settings import WorkerSettings
@@ -27,6 +27,8 @@ class Assignment:
     resume: str | None = None
     mode: str = ResumeMode.EXTEND
     parent: str | None = None
+    has_begun: bool = False
+    """Whether an earlier attempt has said anything that this one will say again."""
 
     def to_line(self) -> str:
         """One line of JSON."""
@@ -38,30 +40,25 @@ class Assignment:
         return cls(**json.loads(line))
 
 
-def assign(job: Job, settings: WorkerSettings, parent_path: str | None) -> tuple[Assignment, Checkpoint | None]:
-    """What to tell the child of a job that has just been claimed, and the job's own newest checkpoint, if it has one.
-
-    An attempt goes on from what earlier attempts published, read off the disk and not off the ledger: a worker may have
-    died between the two. Only a job with nothing of its own starts where its request said.
+def assign(job: Job, settings: WorkerSettings, own: Checkpoint | None, parent_path: str | None) -> Assignment:
+    """What to tell the child of a job that has just been claimed.
 
     Args:
-        parent_path: The folder or file of the checkpoint that the job resumes, if it does.
+        own: The job's own newest checkpoint: an attempt goes on from what earlier ones published. Only a job with
+            nothing of its own starts where its request said.
+        parent_path: The folder of the checkpoint that the job resumes, if it does.
     """
-    own = CheckpointStore(settings.checkpoints).newest_of(job.id)
-    resume = str(own.path) if own else parent_path
-    return (
-        Assignment(
-            job_id=job.id,
-            attempt=job.attempt,
-            fence=job.fence,
-            config=job.config,
-            end_step=job.start_step + job.training_steps,
-            sources=str(settings.sources),
-            checkpoints=str(settings.checkpoints),
-            models=str(settings.models),
-            resume=resume,
-            mode=ResumeMode.EXTEND if own else job.resume_mode or ResumeMode.EXTEND,
-            parent=own.manifest.id if own else job.parent_checkpoint,
-        ),
-        own,
+    return Assignment(
+        job_id=job.id,
+        attempt=job.attempt,
+        fence=job.fence,
+        config=job.config,
+        end_step=job.start_step + job.training_steps,
+        sources=str(settings.sources),
+        checkpoints=str(settings.checkpoints),
+        models=str(settings.models),
+        resume=str(own.path) if own else parent_path,
+        mode=ResumeMode.EXTEND if own else job.resume_mode or ResumeMode.EXTEND,
+        parent=own.manifest.id if own else job.parent_checkpoint,
+        has_begun=job.started_at is not None,
     )

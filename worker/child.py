@@ -60,9 +60,7 @@ def main() -> int:
         outcome = train(assignment, pipe, stop)
     except RatchetError as error:
         pipe.send("failure", {"code": error.code, "message": error.message, "final": True})
-    except MemoryError:
-        pipe.send("failure", _out_of_memory("the machine has no memory left"))
-    except Exception as error:  # The edge of the process: whatever it was, the job's log shall have it.
+    except Exception as error:  # The edge of the process: the worker's log gets the traceback, the job a sentence.
         traceback.print_exc()
         pipe.send("failure", _unexpected(error))
     else:
@@ -88,23 +86,19 @@ def train(assignment: Assignment, pipe: Pipe, stop: threading.Event) -> str:
         end_step=assignment.end_step,
         models_root=Path(assignment.models),
     )
-    if resume:
-        pipe.emit(Resumed(assignment.attempt, trainer.run.step, resume["name"]))
+    if resume or assignment.has_begun:
+        pipe.emit(Resumed(assignment.attempt, trainer.run.step, resume["name"] if resume else None))
     return trainer.train()
 
 
 def _unexpected(error: Exception) -> dict[str, Any]:
-    # Torch is imported by now if it could raise anything.
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(error, torch.OutOfMemoryError):
-        return _out_of_memory(str(error).splitlines()[0])
+    from core.devices import as_out_of_memory
+
+    short = as_out_of_memory(error)
+    if short:
+        return {"code": short.code, "message": short.message, "final": True}
     message = f"{type(error).__name__}: {error}".splitlines()[0][:500]
     return {"code": "crashed", "message": message, "final": False}
-
-
-def _out_of_memory(said: str) -> dict[str, Any]:
-    advice = "a smaller batch_size or block_size needs less"
-    return {"code": "out_of_memory", "message": f"{said}; {advice}", "final": True}
 
 
 def parse_line(line: str) -> tuple[str, dict[str, Any]]:

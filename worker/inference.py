@@ -78,9 +78,10 @@ class Models:
         key = ("checkpoint", ask.checkpoint) if ask.checkpoint else ("model", ask.model or "")
         with self._lock:
             if key not in self._loaded:
+                loaded = self._load(*key)
                 while len(self._loaded) >= self.settings.inference_models:
                     self._loaded.popitem(last=False)
-                self._loaded[key] = self._load(*key)
+                self._loaded[key] = loaded
             self._loaded.move_to_end(key)
             return self._loaded[key]
 
@@ -147,6 +148,15 @@ class Generation:
         return self._lines(completions)
 
     def _lines(self, completions: list[Completion]) -> Iterator[str]:
+        try:
+            yield from self._said(completions)
+        except (RatchetError, RuntimeError) as error:
+            # After the first byte no status can say it.
+            log.exception("generation broke off")
+            code = error.code if isinstance(error, RatchetError) else "generation_failed"
+            yield _line(error={"code": code, "message": "the model could not go on with this prompt"})
+
+    def _said(self, completions: list[Completion]) -> Iterator[str]:
         for index, completion in enumerate(completions):
             pieces = iter(completion)
             while (piece := self._next(pieces)) is not None:

@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from jobs import queue, workers
 from jobs.database import Database
-from jobs.errors import LedgerUnavailable
+from jobs.errors import LedgerNewer, LedgerUnavailable
 from jobs.lease import LeaseScanner
 from jobs.tables import Job, Worker
 from worker.inference_process import InferenceProcess
@@ -43,8 +43,7 @@ class WorkerLoop:
 
     def run(self) -> None:
         """Work until told to stop."""
-        self.db.migrate()
-        self.register()
+        self.begin()
         try:
             while not self.stop.is_set():
                 self.job = self.claim()
@@ -55,6 +54,22 @@ class WorkerLoop:
                 Supervisor(self.db, self.job, self.settings, self.stop.is_set, self.housekeeping).attend()
         finally:
             self.leave()
+
+    def begin(self) -> None:
+        """Make the ledger ready and join it; a ledger that is busy is waited for.
+
+        Raises:
+            LedgerNewer: a later release made it.
+        """
+        while not self.stop.is_set():
+            try:
+                self.db.migrate()
+                return self.register()
+            except LedgerNewer:
+                raise
+            except LedgerUnavailable as error:
+                log.warning("cannot begin: %s", error.message)
+                self.stop.wait(1)
 
     def claim(self) -> Job | None:
         """The next job, now held by this worker."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import queue
 import signal
@@ -16,6 +17,8 @@ from typing import IO, Any
 from core.processes import POLITE
 from worker.assignment import Assignment
 from worker.child import PARENT_VARIABLE, PIPE_VARIABLE, parse_line
+
+log = logging.getLogger(__name__)
 
 TAIL_LINES = 40
 PASSED_ON = (
@@ -58,7 +61,9 @@ class ChildProcess:
         finally:
             os.close(sending)
         self._threads = [
-            threading.Thread(target=self._read_events, args=[os.fdopen(receiving, encoding="ascii")], daemon=True),
+            threading.Thread(
+                target=self._read_events, args=[os.fdopen(receiving, encoding="ascii", errors="replace")], daemon=True
+            ),
             threading.Thread(target=self._read_tail, args=[self._process.stderr], daemon=True),
         ]
         for thread in self._threads:
@@ -123,12 +128,19 @@ class ChildProcess:
         return said
 
     def _read_events(self, pipe: IO[str]) -> None:
-        with pipe:
-            for line in pipe:
-                # The last line of a child that was killed may be half a line.
-                if line.endswith("\n"):
-                    self._said.put(parse_line(line))
-        self._said.put(None)
+        try:
+            with pipe:
+                for line in pipe:
+                    self._take(line)
+        finally:
+            self._said.put(None)
+
+    def _take(self, line: str) -> None:
+        try:
+            self._said.put(parse_line(line))
+        except (ValueError, KeyError, TypeError):
+            # The last line of a child that was killed may be half a line.
+            log.warning("process %d said something that is no event: %.200r", self.pid, line)
 
     def _read_tail(self, stderr: IO[str]) -> None:
         with stderr:

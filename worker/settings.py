@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Self
+
+from pydantic import Field, model_validator
 
 from jobs.settings import LedgerSettings
 
@@ -16,11 +18,20 @@ class WorkerSettings(LedgerSettings):
     max_attempts: int = Field(5, ge=1, description="Claims of one job before it fails for good.")
     claim_seconds: float = Field(0.2, gt=0, description="Between two looks for a job to claim, when idle.")
     stop_poll_seconds: float = Field(0.5, gt=0, description="Between two looks for a request to stop.")
-    drain_seconds: float = Field(20, gt=0, description="How long a child may take to save when it is told to stop.")
+    drain_seconds: float = Field(20, gt=0, description="How long a child may take to save when the worker is to leave.")
     inference: bool = Field(True, description="Serve generation from this worker.")
     inference_host: str = Field("127.0.0.1", description="Where the service reaches this worker's generation.")
     inference_threads: int = Field(0, ge=0, description="Threads of generation; 0 for half the cores.")
     inference_models: int = Field(2, ge=1, description="Models that generation keeps in memory.")
+
+    @model_validator(mode="after")
+    def _beat_before_the_lease_is_over(self) -> Self:
+        if self.heartbeat_seconds >= self.self_fence_seconds:
+            raise ValueError(
+                f"heartbeat_seconds ({self.heartbeat_seconds:g}) must be less than two thirds of lease_seconds "
+                f"({self.lease_seconds:g}), or every holder would lose its job"
+            )
+        return self
 
     @property
     def self_fence_seconds(self) -> float:

@@ -10,18 +10,20 @@ import logging
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from core.checkpointing import Checkpoint
+from core.checkpointing import Checkpoint, CheckpointStore, first_whole
+from core.errors import CheckpointNotFound, RatchetError
 from jobs import feed, lease
-from jobs.catalog import latest_checkpoint
+from jobs.catalog import checkpoint_ids
 from jobs.database import Database
 from jobs.errors import LeaseLost, LedgerUnavailable
 from jobs.lease import Failed, Stopped, Succeeded
 from jobs.tables import Checkpoint as CheckpointRow
 from jobs.tables import Job, State
-from worker.assignment import Assignment, assign
+from worker.assignment import assign
 from worker.process import ChildProcess, Said
 from worker.settings import WorkerSettings
 
@@ -52,15 +54,21 @@ class Supervisor:
     _ending: Said | None = None
     _renewed: float = field(default_factory=time.monotonic)
     _looked: float = 0.0
-    _stopping_since: float | None = None
+    _stop_asked: bool = False
+    _deadline: float | None = None
 
     def attend(self) -> None:
         """See the attempt through to its end, whatever that is."""
         try:
-            child = ChildProcess(self._assignment())
+            child = self._start()
         except LeaseLost:
             return
-        log.info("job %s attempt %d runs as process %d", self.job.id, self.job.attempt, child.pid)
+        except LedgerUnavailable as error:
+            log.warning("job %s could not be started and will be claimed again: %s", self.job.id, error.message)
+            return
+        except (RatchetError, OSError) as error:
+            self._refuse(error)
+            return
         try:
             while not child.ended and not self._succeeded():
                 self._hear(child)
@@ -73,16 +81,33 @@ class Supervisor:
         finally:
             child.kill()
 
-    def _assignment(self) -> Assignment:
-        """What the child is told; a checkpoint that was published but never registered is registered first."""
+    def _start(self) -> ChildProcess:
+        """Start the child from where the job has come to.
+
+        That is read off the disk: a worker may have died between publishing a checkpoint and saying so.
+        """
+        store = CheckpointStore(self.settings.checkpoints)
+        store.sweep(self.job.id)
+        mine = store.of_job(self.job.id)
+        own, broken = first_whole(mine)
         with self.db.read() as session:
+            known = checkpoint_ids(session, self.job.id)
             parent = session.get(CheckpointRow, self.job.parent_checkpoint) if self.job.parent_checkpoint else None
-            known = latest_checkpoint(session, self.job.id)
+        if own is None and self.job.parent_checkpoint and parent is None:
+            raise CheckpointNotFound(f"checkpoint '{self.job.parent_checkpoint}', which this job resumes, is gone")
+        self._pending += [("checkpoint", _said_of(item)) for item in reversed(mine) if item.manifest.id not in known]
+        self._pending += [("warning", {"message": f"{error.message}; it is passed over"}) for error in broken]
         parent_path = str(self.settings.checkpoints / parent.path) if parent else None
-        assignment, own = assign(self.job, self.settings, parent_path)
-        if own and (known is None or known.step < own.manifest.step):
-            self._pending.append(("checkpoint", _said_of(own)))
-        return assignment
+        child = ChildProcess(assign(self.job, self.settings, own, parent_path))
+        log.info("job %s attempt %d runs as process %d", self.job.id, self.job.attempt, child.pid)
+        return child
+
+    def _refuse(self, error: RatchetError | OSError) -> None:
+        """The job cannot even be started, and the worker goes on to the next one."""
+        code = error.code if isinstance(error, RatchetError) else "storage_error"
+        with suppress(LeaseLost, LedgerUnavailable), self.db.write() as session:
+            lease.finish(session, self.job.id, self.job.fence, Failed(code, str(error)))
+        log.warning("job %s could not be started: %s", self.job.id, error)
 
     def _hear(self, child: ChildProcess) -> None:
         """Read what the child says and write it to the ledger; what cannot be written now is kept for the next time."""
@@ -117,14 +142,18 @@ class Supervisor:
             raise LeaseLost(self.job.id, self.job.fence) from error
 
     def _stop_if_asked(self, child: ChildProcess) -> None:
-        if self._stopping_since is not None:
-            if time.monotonic() - self._stopping_since > self.settings.drain_seconds:
-                log.warning("job %s did not save in time; it goes on from its last checkpoint", self.job.id)
-                child.kill()
-            return
-        if self.draining() or self._stop_requested():
-            self._stopping_since = time.monotonic()
+        """A person's stop waits for the step boundary, however long a step takes; a worker that leaves cannot."""
+        if not self._stop_asked and (self.draining() or self._stop_requested()):
+            self._stop_asked = True
             child.stop()
+        if self.draining() and self._deadline is None:
+            self._deadline = time.monotonic() + self.settings.drain_seconds
+        if self._deadline is not None and time.monotonic() > self._deadline:
+            said = f"the run did not come to a step boundary within {self.settings.drain_seconds:g} s and was ended"
+            self._pending.append(("warning", {"message": f"{said}; it goes on from its last checkpoint"}))
+            log.warning("job %s: %s", self.job.id, said)
+            self._deadline = float("inf")
+            child.kill()
 
     def _stop_requested(self) -> bool:
         """Whether a person asked; if so, say `stopping` in the ledger."""
@@ -135,13 +164,13 @@ class Supervisor:
             with self.db.read() as session:
                 job = session.get(Job, self.job.id)
                 asked = job is not None and job.stop_requested is not None
-            if asked:
-                with self.db.write() as session:
-                    lease.acknowledge_stop(session, self.job.id, self.job.fence)
+            if not asked:
+                return False
+            with self.db.write() as session:
+                return lease.acknowledge_stop(session, self.job.id, self.job.fence).state is State.STOPPING
         except LedgerUnavailable as error:
             self._tolerate(error)
             return False
-        return asked
 
     def _succeeded(self) -> bool:
         """Whether the run has said that it ended as it should; taking a Python process down may last a second more."""
@@ -167,21 +196,21 @@ class Supervisor:
         if kind == "outcome":
             outcome = Succeeded() if data["outcome"] == "finished" else Stopped()
             return lease.finish(session, job_id, fence, outcome).state
-        if self._stopping_since is not None and not kind:
+        if self._stop_asked and not kind:
             return lease.release(session, job_id, fence).state
         failure = Failed(data["code"], data["message"]) if kind else _cause(child)
-        self._tell_tail(session, child)
+        _log_tail(self.job.id, child)
         if data.get("final"):
             return lease.finish(session, job_id, fence, failure).state
         delay = min(MAX_RETRY_DELAY, 2.0**self.job.failures_in_a_row)
         return lease.retry(session, job_id, fence, failure, delay, max_attempts=self.settings.max_attempts).state
 
-    def _tell_tail(self, session: Any, child: ChildProcess) -> None:
-        """What the child's standard error last had goes into the job's log, where the user can see it."""
-        child.close()
-        if child.tail:
-            lines: list[Said] = [("log", {"line": line}) for line in child.tail]
-            feed.record(session, self.job.id, self.job.fence, lines)
+
+def _log_tail(job_id: str, child: ChildProcess) -> None:
+    """What the child's standard error last had, tracebacks among it, is for the operator and not for the job's log."""
+    child.close()
+    for line in child.tail:
+        log.warning("job %s: | %s", job_id, line)
 
 
 def _cause(child: ChildProcess) -> Failed:

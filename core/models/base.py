@@ -22,15 +22,15 @@ def find_base(name: str, models_root: Path | None = None) -> Path:
 
     Args:
         name: A folder, or a hub name such as `gpt2` or `org/model`.
-        models_root: Where folders are looked for first, under `name`.
+        models_root: Where a worker looks for folders. With one, `name` is what a request said: it is looked for below
+            the root and nowhere else, but for an absolute path, which the service lets through from its operator alone.
 
     Raises:
         ModelUnavailable: says what was looked for, where, and the two ways out.
     """
-    tried = [models_root / name] if models_root else []
-    for folder in [*tried, Path(name)]:
-        if folder.is_dir():
-            return _checked(folder)
+    folder = models_root / name if models_root else Path(name)
+    if folder.is_dir():
+        return _checked(folder)
     cached = _from_hub(name, local=True)
     if cached:
         return cached
@@ -40,7 +40,7 @@ def find_base(name: str, models_root: Path | None = None) -> Path:
         if fetched:
             return fetched
         reason = "the hub has no such model, or did not give it"
-    raise _unavailable(name, models_root, reason)
+    raise _unavailable(name, folder.absolute(), reason)
 
 
 def _checked(folder: Path) -> Path:
@@ -91,15 +91,12 @@ def _hub_unreachable() -> str | None:
     return f"{address.hostname} cannot be reached ({failures[0]})" if failures else None
 
 
-def _unavailable(name: str, models_root: Path | None, reason: str) -> ModelUnavailable:
+def _unavailable(name: str, folder: Path, reason: str) -> ModelUnavailable:
     from huggingface_hub import constants
 
-    places = [f"no folder '{Path(name).absolute()}'"]
-    if models_root:
-        places.insert(0, f"no folder '{models_root / name}'")
     return ModelUnavailable(
-        f"base model '{name}' cannot be had: {', '.join(places)}, nothing in the cache {constants.HF_HUB_CACHE}, "
-        f"and {reason}. Either name a folder that has config.json, model.safetensors and the tokenizer's files "
-        f"(BASE_MODEL=/path/to/folder), or fetch it once on a machine with network: hf download {name}",
+        f"base model '{name}' cannot be had: no folder '{folder}', nothing in the cache {constants.HF_HUB_CACHE}, "
+        f"and {reason}. Either put a folder with config.json, model.safetensors and the tokenizer's files there (a "
+        f"script takes any: BASE_MODEL=/path/to/folder), or fetch it once where there is a network: hf download {name}",
         field="base_model",
     )

@@ -7,16 +7,17 @@ import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 from tests.conftest import PROJECT
 
 
-def test_the_tour_trains_resumes_and_answers_within_ninety_seconds() -> None:
+def test_the_tour_trains_resumes_and_answers_within_ninety_seconds(tmp_path: Path) -> None:
     began = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-m", "client.demo"],
         cwd=PROJECT,
-        env={**os.environ, "DEMO_EXIT": "1"},
+        env={**os.environ, "DEMO_EXIT": "1", "RATCHET_DEMO_DATA": str(tmp_path)},
         capture_output=True,
         text=True,
         timeout=110,

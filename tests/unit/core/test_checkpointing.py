@@ -13,6 +13,7 @@ from core.checkpointing import (
     Manifest,
     close_checkpoint_log,
     create_checkpoint_log_file,
+    first_whole,
     load_checkpoint,
     new_manifest,
     read_manifest,
@@ -122,17 +123,56 @@ def test_a_checkpoint_is_found_by_id_and_by_name(store: CheckpointStore) -> None
         store.find("nobody")
 
 
-def test_the_newest_of_a_job_is_the_newest_that_verifies(store: CheckpointStore) -> None:
+def test_a_job_goes_on_from_the_newest_that_verifies_and_is_told_what_was_passed_over(store: CheckpointStore) -> None:
     old, new = (store.publish(manifest(step, job_id="job_a"), write_two_files) for step in (100, 200))
     store.publish(manifest(300, job_id="job_b"), write_two_files)
-    newest = store.newest_of("job_a")
-    assert newest is not None
-    assert newest.path == new.path
+    assert [item.path for item in store.of_job("job_a")] == [new.path, old.path]
+    assert first_whole(store.of_job("job_a")) == (new, [])
     flip(new.path / "state.json")
-    newest = store.newest_of("job_a")
-    assert newest is not None
-    assert newest.path == old.path
-    assert store.newest_of("job_c") is None
+    whole, broken = first_whole(store.of_job("job_a"))
+    assert whole == old
+    assert [new.path.name in error.message for error in broken] == [True]
+    flip(old.path / "state.json")
+    assert first_whole(store.of_job("job_a"))[0] is None
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"created_at": "yesterday"},
+        {"created_at": 1e300},
+        {"config": []},
+        {"step": -1},
+        {"step": 10**30},
+        {"files": {"a": 1}},
+        {"name": None},
+    ],
+)
+def test_a_manifest_with_values_of_another_kind_is_not_there(store: CheckpointStore, said: dict[str, Any]) -> None:
+    made, other = (store.publish(manifest(), write_two_files) for _ in range(2))
+    path = made.path / MANIFEST
+    path.write_text(json.dumps({**json.loads(path.read_text()), **said}))
+    assert [item.path for item in store] == [other.path]
+
+
+def test_a_file_that_is_named_like_a_checkpoint_hides_no_other(store: CheckpointStore) -> None:
+    made = store.publish(manifest(), write_two_files)
+    (store.root / "checkpoint_gpt2_x_step000100_abc.pt").write_bytes(b"older scripts left this here")
+    assert [item.path for item in store] == [made.path]
+
+
+def test_a_loss_that_is_no_number_is_written_as_none(store: CheckpointStore) -> None:
+    made = store.publish(manifest(val_loss=float("nan")), write_two_files)
+    assert "NaN" not in (made.path / MANIFEST).read_text()
+    assert read_manifest(made.path).manifest.val_loss is None
+
+
+def test_what_a_killed_save_left_is_swept_by_the_job_that_left_it(store: CheckpointStore) -> None:
+    left = {owner: store.root / f"tmp-{owner}-abc" for owner in ("job_a", "job_b", "script")}
+    for folder in left.values():
+        folder.mkdir(parents=True)
+    store.sweep("job_a")
+    assert [folder.exists() for folder in left.values()] == [False, True, True]
 
 
 def test_a_damaged_checkpoint_is_never_loaded(run: Any, config: Any, store: CheckpointStore) -> None:

@@ -135,3 +135,18 @@ def test_exact_mode_lets_nothing_change_but_how_long() -> None:
 def test_an_unknown_mode_is_refused_with_the_three_there_are() -> None:
     with pytest.raises(ConfigError, match="exact, extend, warm_start"):
         load_config_from_checkpoint(checkpoint(), {"RESUME_MODE": "sideways"})
+
+
+def test_another_name_for_the_same_text_is_no_other_source() -> None:
+    saved = {**checkpoint(source="tale.md"), "source_sha256": "0" * 64}
+    config, differences = load_config_from_checkpoint(saved, {"TRAINING_DATA_SOURCE": "sources/tale.md"})
+    assert config.source == "sources/tale.md"
+    assert "source: tale.md → sources/tale.md" in map(str, differences)
+
+
+@pytest.mark.parametrize(
+    ("env", "variable"), [({"RESUME_STEPS": "0"}, "RESUME_STEPS"), ({"LEARNING_RATE": "nan"}, "LEARNING_RATE")]
+)
+def test_a_mistake_is_told_under_the_name_that_was_typed(env: dict[str, str], variable: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{variable}: "):
+        load_config_from_checkpoint(checkpoint(), env)

@@ -52,9 +52,9 @@ def test_stopped_and_resumed_equals_uninterrupted(
 
 def test_a_resumed_run_remembers_where_its_loss_began(run: Any, config: Any, store: CheckpointStore) -> None:
     first = run(config(), store=store)
-    first.stop_at = 4
+    first.stop_at = 5
     first.trainer.train()
-    second = resumed(run, config(), store, 4)
+    second = resumed(run, config(), store, 5)
     second.trainer.train()
     began, ended = first.of("eval")[0].train_loss, second.of("eval")[-1].train_loss
     assert f"📉 Net loss change since beginning: {ended - began:+.4f}" in second.lines

@@ -121,6 +121,11 @@ def test_top_p_draws_from_the_fewest_that_reach_p() -> None:
     assert drawn(logits, temperature=1.0, top_k=None, top_p=0.01) == {0}
 
 
+def test_extremes_are_greedy_and_never_an_error() -> None:
+    assert drawn([1.0, 1.1], temperature=1e-300, top_k=None) == {1}
+    assert drawn([1.0, 1.1], temperature=1.0, top_k=None, top_p=1e-300) == {1}
+
+
 def test_repetition_penalty_makes_seen_tokens_less_likely() -> None:
     assert drawn([1.0, 0.9], temperature=0, repetition_penalty=2.0) == {1}
     assert drawn([-0.5, -0.9], temperature=0, repetition_penalty=2.0) == {1}

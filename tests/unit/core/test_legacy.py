@@ -11,7 +11,7 @@ import torch
 from core.assembly import load_for_generation
 from core.checkpointing import load_checkpoint
 from core.config import config_to_dict, load_config_from_checkpoint
-from core.errors import CheckpointCorrupt, CheckpointUnsafe
+from core.errors import CheckpointCorrupt, CheckpointMismatch, CheckpointUnsafe
 from core.generation import Completion, Sampling
 
 
@@ -62,6 +62,39 @@ def test_a_legacy_file_can_be_resumed(run: Any, config: Any, legacy_file: Path) 
 def test_a_legacy_file_can_be_talked_to(legacy_file: Path) -> None:
     model, tokenizer = load_for_generation(load_checkpoint(legacy_file))
     assert "".join(Completion(model, tokenizer, "QUESTION", Sampling(5, seed=1)))
+
+
+@pytest.mark.parametrize("how", ["text", "stoi", "itos", "shuffled"])
+def test_an_alphabet_is_understood_however_the_script_kept_it(legacy_file: Path, how: str) -> None:
+    said = torch.load(legacy_file, weights_only=True)
+    chars = said.pop("chars")
+    if how == "shuffled":
+        chars = chars[::-1]
+    said |= {
+        "text": {"chars": "".join(chars)},
+        "stoi": {"stoi": {character: index for index, character in enumerate(chars)}},
+        "itos": {"itos": dict(enumerate(chars))},
+        "shuffled": {"chars": chars},
+    }[how]
+    torch.save(said, legacy_file)
+    _, tokenizer = load_for_generation(load_checkpoint(legacy_file))
+    assert tokenizer.encode("QUESTION").tolist() == [chars.index(character) for character in "QUESTION"]
+    assert tokenizer.decode(tokenizer.encode("QUESTION")) == "QUESTION"
+
+
+@pytest.mark.parametrize("state", ["text", {"a": 1}, {"state": {0: {"exp_avg": 1}}, "param_groups": []}, "shapes"])
+def test_an_optimizer_state_that_does_not_fit_is_one_sentence(
+    run: Any, config: Any, legacy_file: Path, state: Any
+) -> None:
+    said = torch.load(legacy_file, weights_only=True)
+    if state == "shapes":
+        for moments in said["optimizer_state_dict"]["state"].values():
+            moments["exp_avg"] = torch.zeros(3, 3, 3)
+    else:
+        said["optimizer_state_dict"] = state
+    torch.save(said, legacy_file)
+    with pytest.raises(CheckpointMismatch, match="optimizer state does not fit"):
+        run(config(), resume=load_checkpoint(legacy_file))
 
 
 def test_a_malicious_pickle_is_refused_and_never_run(tmp_path: Path) -> None:

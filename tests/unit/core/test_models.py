@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -133,15 +134,30 @@ def test_weights_that_cannot_be_had_are_told_within_five_seconds(monkeypatch: py
 
 
 def test_a_network_that_never_answers_does_not_hold_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(socket, "create_connection", lambda *_, **__: time.sleep(4.5))
+    answered = threading.Event()
+
+    def never(*_: Any, **__: Any) -> Any:
+        answered.wait(20)
+        raise OSError("the test is over")
+
+    monkeypatch.setattr(socket, "create_connection", never)
     began = time.monotonic()
     with pytest.raises(ModelUnavailable, match="no answer"):
         find_base("some/model")
     assert time.monotonic() - began < 5
+    answered.set()
 
 
-def test_a_folder_below_the_models_root_comes_first(gpt2_folder: Path) -> None:
+def test_a_request_reaches_the_models_root_and_nothing_beside_it(
+    gpt2_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(socket, "create_connection", no_network)
+    monkeypatch.chdir(gpt2_folder.parent)
+    assert find_base(gpt2_folder.name) == Path(gpt2_folder.name), "a script may name any folder"
     assert find_base(gpt2_folder.name, gpt2_folder.parent) == gpt2_folder
+    with pytest.raises(ModelUnavailable):
+        find_base(gpt2_folder.name, tmp_path / "models")
+    assert find_base(str(gpt2_folder), tmp_path / "models") == gpt2_folder, "the operator's own, which is absolute"
 
 
 def test_a_folder_without_weights_is_refused_by_what_it_lacks(tmp_path: Path) -> None:

@@ -5,9 +5,10 @@ from typing import Any
 import pytest
 import torch
 
+from core.assembly import RunIdentity
 from core.checkpointing import CheckpointStore, load_checkpoint
 from core.errors import NonFiniteLoss
-from core.trainer import Outcome, build_optimizer, clip_gradients, learning_rate
+from core.trainer import Outcome, build_optimizer, clip_gradients, estimate_loss, learning_rate
 
 
 def test_a_run_makes_every_step_and_says_so_in_order(run: Any, config: Any, store: CheckpointStore) -> None:
@@ -81,22 +82,71 @@ def test_without_a_store_nothing_is_written(run: Any, config: Any, store: Checkp
     assert not store.root.exists()
 
 
-def test_a_loss_that_is_not_a_number_ends_the_run_and_leaves_the_last_checkpoint(
-    run: Any, config: Any, store: CheckpointStore
+@pytest.mark.parametrize("poisoned", ["loss", "gradient"])
+@pytest.mark.parametrize("step", [5, 6, 8])
+def test_what_is_not_a_number_ends_the_run_before_it_reaches_weights_or_checkpoint(
+    run: Any, config: Any, store: CheckpointStore, poisoned: str, step: int
+) -> None:
+    told = run(config(checkpoint_interval=1), store=store)
+    model = told.trainer.parts.model
+    honest = model.forward
+
+    def poisoning(ids_BT: torch.Tensor, targets_BT: torch.Tensor | None = None) -> Any:
+        logits_BTV, loss = honest(ids_BT, targets_BT)
+        if loss is not None and model.training and told.trainer.run.step == step - 1:
+            loss = loss * torch.nan if poisoned == "loss" else loss + (loss - loss.detach()) * torch.inf
+        return logits_BTV, loss
+
+    model.forward = poisoning
+    with pytest.raises(NonFiniteLoss, match=f"at step {step - 1}"):
+        told.trainer.train()
+    assert all(torch.isfinite(weight).all() for weight in model.state_dict().values())
+    assert max(item.manifest.step for item in store) == step - 1
+
+
+def test_an_evaluation_that_is_not_a_number_ends_the_run_before_its_checkpoint(
+    run: Any, config: Any, store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told = run(config(), store=store)
-    update = told.trainer.parts.optimizer.step
-
-    def poison_at_step_six(*given: Any) -> None:
-        update(*given)
-        if told.trainer.run.step == 5:
-            with torch.no_grad():
-                told.trainer.parts.model.head.bias.fill_(torch.nan)
-
-    told.trainer.parts.optimizer.step = poison_at_step_six
-    with pytest.raises(NonFiniteLoss, match="nan at step 6"):
+    monkeypatch.setattr(
+        "core.trainer.estimate_loss",
+        lambda *_: {"train_loss": 1.0, "val_loss": float("nan") if told.trainer.run.step == 8 else 1.0},
+    )
+    with pytest.raises(NonFiniteLoss, match="evaluated val loss became nan at step 8"):
         told.trainer.train()
     assert [item.manifest.step for item in store] == [4]
+
+
+def test_a_checkpoint_has_the_losses_of_its_own_step_or_none(run: Any, config: Any, store: CheckpointStore) -> None:
+    told = run(config(checkpoint_interval=2), store=store)
+    told.trainer.train()
+    measured = {event.step: event.val_loss for event in told.of("eval")}
+    assert {item.manifest.step: item.manifest.val_loss for item in store} == {
+        2: None, 4: measured[4], 6: None, 8: measured[8]
+    }  # fmt: skip
+
+
+def test_a_sample_that_fails_is_a_warning_and_not_the_end_of_a_finished_run(
+    run: Any, config: Any, store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("probability tensor contains either inf or nan")
+
+    monkeypatch.setattr("core.trainer.Completion", fail)
+    told = run(config(max_new_tokens=5), store=store)
+    assert told.trainer.train() is Outcome.FINISHED
+    assert "no sample could be written" in told.of("warning")[0].message
+
+
+def test_a_stop_does_not_wait_for_an_evaluation_which_is_made_when_the_run_goes_on(
+    run: Any, config: Any, store: CheckpointStore
+) -> None:
+    told = run(config(eval_iters=1000), store=store)
+    told.stop_at = 4
+    told.trainer.parts.model.train()
+    told.trainer.run.step = 4
+    assert estimate_loss(told.trainer.parts, told.should_stop) is None
+    assert told.trainer.parts.model.training
 
 
 @pytest.mark.parametrize(("kind", "limit"), [("from_scratch", 1.0), ("gpt2", 1.0), ("gpt2_lora", 2.0)])
@@ -149,7 +199,8 @@ def test_a_run_ends_with_text_from_its_own_prompt(run: Any, config: Any, kind: s
     told.trainer.train()
     (sample,) = told.of("sample")
     assert sample.prompt == prompt
-    assert not sample.text.startswith("QUESTION: ") or not prompt
+    assert len(sample.text) <= 12 * 10
+    assert kind == "from_scratch" or not sample.text.startswith(prompt)
 
 
 def test_a_block_longer_than_the_model_sees_is_capped_and_said(run: Any, config: Any) -> None:
@@ -164,8 +215,10 @@ def test_a_block_longer_than_the_model_sees_is_capped_and_said(run: Any, config:
 def test_a_checkpoint_knows_its_parent_and_what_it_was_made_of(
     run: Any, config: Any, store: CheckpointStore, source: Any
 ) -> None:
-    told = run(config(), store=store)
+    told = run(config(), store=store, identity=RunIdentity("job_a", 2, 3, "parent"))
     told.trainer.train()
     newest = next(iter(store))
+    made = newest.manifest
+    assert (made.job_id, made.attempt, made.fence, made.parent) == ("job_a", 2, 3, "parent")
     assert newest.manifest.hashes["source"] == source.sha256
     assert load_checkpoint(newest.path)["config"] == newest.manifest.config

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from core.devices import as_out_of_memory
+from worker.assignment import Assignment
+from worker.process import ChildProcess
+from worker.settings import WorkerSettings
+from worker.supervisor import _cause
+
+ASSIGNMENT = Assignment("job_a", 1, 1, {}, 10, "sources", "checkpoints", "models")
+
+
+@pytest.fixture
+def child_that_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A child whose program is ours; it may write to the pipe as `pipe`."""
+    started: list[ChildProcess] = []
+
+    def start(program: str) -> ChildProcess:
+        script = tmp_path / "child"
+        opening = "import os, sys, signal, time; pipe = os.fdopen(int(os.environ['RATCHET_EVENT_PIPE']), 'w')"
+        script.write_text(f"#!{sys.executable}\n{opening}\n{program}\n")
+        script.chmod(0o755)
+        monkeypatch.setattr("worker.process.sys.executable", str(script))
+        started.append(ChildProcess(ASSIGNMENT))
+        return started[-1]
+
+    yield start
+    for child in started:
+        child.kill()
+        child.close()
+
+
+def all_of(child: ChildProcess) -> list[Any]:
+    said = []
+    while not child.ended:
+        said += child.read(0.2)
+    return said
+
+
+def test_an_assignment_survives_the_way_through_a_line() -> None:
+    assert Assignment.from_line(ASSIGNMENT.to_line()) == ASSIGNMENT
+
+
+def test_a_line_that_is_no_event_is_passed_over_and_half_a_line_too(child_that_runs: Any) -> None:
+    good = '{"kind":"log","data":{"line":"a"}}'
+    child = child_that_runs(f"pipe.write('{good}\\nnot json\\n[]\\n{good}\\n' + '{good}'[:9]); pipe.flush()")
+    assert all_of(child) == [("log", {"line": "a"})] * 2
+
+
+@pytest.mark.parametrize(
+    ("program", "code", "said"),
+    [
+        ("os.kill(os.getpid(), signal.SIGKILL)", "killed", "ran out of memory"),
+        ("os.kill(os.getpid(), signal.SIGSEGV)", "signal", "SIGSEGV"),
+        ("sys.exit(3)", "exited", "exit code 3"),
+    ],
+)
+def test_how_a_child_ended_is_told_apart(child_that_runs: Any, program: str, code: str, said: str) -> None:
+    child = child_that_runs(program)
+    assert all_of(child) == []
+    cause = _cause(child)
+    assert cause.code == code
+    assert said in cause.message
+
+
+def test_a_stop_is_a_signal_that_the_child_may_obey_in_its_time(child_that_runs: Any) -> None:
+    child = child_that_runs(
+        'signal.signal(signal.SIGTERM, lambda *_: (pipe.write(\'{"kind":"bye","data":{}}\\n\'), sys.exit(0)))\n'
+        'pipe.write(\'{"kind":"hello","data":{}}\\n\'); pipe.flush(); time.sleep(20)'
+    )
+    said: list[Any] = []
+    while not said:
+        said = child.read(0.1)
+    child.stop()
+    assert (said + all_of(child), child.exit_code) == ([("hello", {}), ("bye", {})], 0)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"),
+        MemoryError(),
+    ],
+)
+def test_memory_that_ran_out_is_known_however_it_is_told(error: Exception) -> None:
+    short = as_out_of_memory(error)
+    assert short is not None
+    assert "smaller batch_size" in short.message
+
+
+def test_another_error_is_not_taken_for_it() -> None:
+    assert as_out_of_memory(RuntimeError("shapes do not match")) is None
+    assert as_out_of_memory(ValueError("out of memory of its shape")) is None
+
+
+def test_a_worker_that_would_beat_too_late_refuses_to_start() -> None:
+    with pytest.raises(ValidationError, match="less than two thirds of lease_seconds"):
+        WorkerSettings(lease_seconds=5, heartbeat_seconds=4)
