@@ -11,7 +11,6 @@ Answers are the service's own JSON. What it refuses is raised as `ApiError`, and
 from __future__ import annotations
 
 import json
-import os
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -25,9 +24,8 @@ import httpx2
 
 from client.errors import ServiceUnreachable, not_ratchet, problem_in, problem_of
 from client.events import PATIENCE_SECONDS, SILENCE_SECONDS, Event, JobStream
+from client.settings import ClientSettings
 from client.sse import Parser
-
-DEFAULT_URL = "http://127.0.0.1:8000"
 
 RETRY_WAITS_SECONDS = (0.2, 0.6, 1.2)
 
@@ -47,9 +45,12 @@ class Ratchet:
 
     Args:
         url: Where it listens; by default `RATCHET_URL`, else loopback port 8000.
-        api_key: By default `RATCHET_API_KEY`; a service on loopback needs none.
+        api_key: By default `RATCHET_API_KEY`; "" for none, which is enough for a service on loopback.
         patience_seconds: How long `events` keeps coming back to a service that is gone.
         transport: Carries the requests; a test's way in.
+
+    Raises:
+        UnusableSetting: the address is none, or the key cannot be sent.
     """
 
     def __init__(
@@ -60,12 +61,12 @@ class Ratchet:
         patience_seconds: float = PATIENCE_SECONDS,
         transport: httpx2.BaseTransport | None = None,
     ) -> None:
-        self.url = (url or os.environ.get("RATCHET_URL") or DEFAULT_URL).rstrip("/")
+        settings = ClientSettings.read(url=url, api_key=api_key)
+        self.url = settings.url
         self._patience_seconds = patience_seconds
-        key = api_key or os.environ.get("RATCHET_API_KEY")
         self._http = httpx2.Client(
             base_url=self.url,
-            headers={"Authorization": f"Bearer {key}"} if key else {},
+            headers=settings.headers,
             timeout=httpx2.Timeout(30.0, connect=5.0),
             transport=transport,
             # No proxy of the environment's can reach this machine's own loopback.

@@ -1,6 +1,7 @@
 """The guided tour: a run, a resume and an answer, on a service of its own.
 
-`make demo` runs it. Everything it makes stays in `ratchet-data/demo`; `DEMO_EXIT=1` ends it after the answer.
+`make demo` runs it. Everything it makes stays in `ratchet-data/demo`, or in the folder
+`RATCHET_DEMO_DATA`; `DEMO_EXIT=1` ends it after the answer.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ from client.cli import spoken
 from client.commands.connection import EXIT_INTERRUPTED
 from client.errors import ApiError, ClientError, ServiceUnreachable
 from client.follow import follow, view_for
-from client.up import EXIT_WITH_PARENT
 from core.config import BUNDLED_SOURCE
+from core.processes import EXIT_WITH_PARENT
 
 PROJECT = Path(__file__).resolve().parent.parent
 DATA = PROJECT / "ratchet-data" / "demo"
@@ -67,8 +68,9 @@ class DemoFailed(ClientError):
 def main() -> int:
     """Take the tour; the exit code."""
     out = Console(highlight=False)
+    data = Path(os.environ.get("RATCHET_DEMO_DATA") or DATA).absolute()
     try:
-        with _own_service(out) as api:
+        with _own_service(out, data) as api:
             tour(api, out)
             if os.environ.get("DEMO_EXIT") != "1":
                 out.print("The service stays up until Ctrl-C.", style="bold")
@@ -77,7 +79,7 @@ def main() -> int:
         out.print("\nStopped.")
         return EXIT_INTERRUPTED
     except ClientError as error:
-        Console(stderr=True, highlight=False).print(Text(f"The demo failed: {spoken(error)} The log is {_log()}."))
+        Console(stderr=True, highlight=False).print(Text(f"The demo failed: {spoken(error)} The log is {_log(data)}."))
         return 1
     return 0
 
@@ -115,7 +117,7 @@ def _print_next(url: str, out: Console, job: dict[str, Any]) -> None:
     ask = {"checkpoint": job["checkpoint"], "prompt": QUESTION, "temperature": 0, "stop": ["\n"]}
     lines = (
         ("The web page", f"{url}/"),
-        ("A job's events, live", f"curl -N{_key_option()} {url}/jobs/{job['id']}/events"),
+        ("A job's events, live", f"curl -N {url}/jobs/{job['id']}/events"),
         ("Go on with a run", _post(f"{url}/jobs/{job['checkpoint']}/resume", {"training_steps": 5000})),
         ("Ask a checkpoint", _post(f"{url}/generate", ask)),
     )
@@ -126,11 +128,7 @@ def _print_next(url: str, out: Console, job: dict[str, Any]) -> None:
 
 
 def _post(url: str, body: dict[str, Any]) -> str:
-    return f"curl{_key_option()} -H 'Content-Type: application/json' -d {shlex.quote(json.dumps(body))} {url}"
-
-
-def _key_option() -> str:
-    return ' -H "Authorization: Bearer $RATCHET_API_KEY"' if "RATCHET_API_KEY" in os.environ else ""
+    return f"curl -H 'Content-Type: application/json' -d {shlex.quote(json.dumps(body))} {url}"
 
 
 def _headline(out: Console, text: str) -> None:
@@ -138,22 +136,23 @@ def _headline(out: Console, text: str) -> None:
 
 
 @contextmanager
-def _own_service(out: Console) -> Iterator[Ratchet]:
+def _own_service(out: Console, data: Path) -> Iterator[Ratchet]:
     """A service and a worker of our own; stopped on the way out, whatever happened."""
     port = _free_port()
-    DATA.mkdir(parents=True, exist_ok=True)
-    with _log().open("ab") as log:
+    data.mkdir(parents=True, exist_ok=True)
+    with _log(data).open("ab") as log:
         up = subprocess.Popen(
-            [*UP, "--port", str(port), "--data", str(DATA)],
-            cwd=PROJECT,
-            env=_environment(),
+            [*UP, "--port", str(port), "--data", str(data)],
+            # Not where a `.env` file may be: its settings are another service's.
+            cwd=data,
+            env=_environment(data),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             process_group=0,
         )
     try:
-        with Ratchet(f"http://127.0.0.1:{port}", patience_seconds=PATIENCE_SECONDS) as api:
+        with Ratchet(f"http://127.0.0.1:{port}", api_key="", patience_seconds=PATIENCE_SECONDS) as api:
             _wait_until_ready(api, up)
             out.print(Text(f"Ratchet is ready at {api.url}"))
             yield api
@@ -161,20 +160,17 @@ def _own_service(out: Console) -> Iterator[Ratchet]:
         _stop(up)
 
 
-def _log() -> Path:
-    return DATA / "up.log"
+def _log(data: Path) -> Path:
+    return data / "up.log"
 
 
-def _environment() -> dict[str, str]:
-    """This process's, less the settings of another service; the key stays, since client and service share it.
-
-    An empty address of the ledger outvotes one in `.env`.
-    """
+def _environment(data: Path) -> dict[str, str]:
+    """This process's, less the settings of another service: the tour's own needs no key, since it is on loopback."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("RATCHET_")}
-    if "RATCHET_API_KEY" in os.environ:
-        kept["RATCHET_API_KEY"] = os.environ["RATCHET_API_KEY"]
-    places = {"RATCHET_SOURCES": str(PROJECT / "sources"), "RATCHET_CHECKPOINTS": str(DATA / "checkpoints")}
-    return {**kept, **places, "RATCHET_HOST": "127.0.0.1", "RATCHET_DATABASE_URL": "", EXIT_WITH_PARENT: "1"}
+    places = {"RATCHET_SOURCES": str(PROJECT / "sources"), "RATCHET_CHECKPOINTS": str(data / "checkpoints")}
+    # A checkout that is not installed is found by this path alone.
+    code = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")]))
+    return {**kept, **places, "PYTHONPATH": code, EXIT_WITH_PARENT: "1"}
 
 
 def _wait_until_ready(api: Ratchet, up: subprocess.Popen[bytes]) -> None:

@@ -3,6 +3,7 @@
 ClientError
 ├── ServiceUnreachable      nobody answers at that address
 ├── ApiError                the service answered with a problem
+├── UnusableSetting         the client itself is told what it cannot use
 └── JobFailed               the job that was followed did not reach its end
 """
 
@@ -48,6 +49,10 @@ class ApiError(ClientError):
         self.status = status
         self.code = code
         self.problems = problems
+
+
+class UnusableSetting(ClientError):
+    """A `RATCHET_*` setting of the client's that no request can be made with."""
 
 
 class JobFailed(ClientError):

@@ -12,8 +12,10 @@ from rich.text import Text
 
 from client import wording
 from client.api import Ratchet
+from client.command_name import command_name
 from client.errors import JobFailed
 from client.events import Event
+from core.events import line_of, printable
 
 FINAL_STATES = frozenset({"succeeded", "failed", "cancelled"})
 
@@ -38,9 +40,9 @@ class PlainView:
         return nullcontext()
 
     def show(self, event: Event) -> None:
-        line = plain_line(event)
+        line = line_of(event.kind, event.data)
         if line is not None:
-            self._console.print(Text(wording.printable(line)), soft_wrap=True)
+            self._console.print(Text(printable(line)), soft_wrap=True)
 
 
 class LiveView:
@@ -95,18 +97,7 @@ class LiveView:
     def _remark(self, event: Event) -> None:
         remark = remark_on(event)
         if remark is not None:
-            self._progress.console.print(Text(wording.printable(remark)))
-
-
-def plain_line(event: Event) -> str | None:
-    """The event as one line of a log, if it is said in words at all."""
-    if event.kind == "log":
-        return str(event.data["line"])
-    if event.kind == "warning":
-        return f"⚠️ {event.data['message']}"
-    if event.kind == "state" and event.data.get("error"):
-        return f"❌ {wording.sentence(event.data['error'])}"
-    return None
+            self._progress.console.print(Text(printable(remark)))
 
 
 def remark_on(event: Event) -> str | None:
@@ -117,7 +108,7 @@ def remark_on(event: Event) -> str | None:
     if event.kind == "resumed":
         return f"🔄 Goes on from step {data['from_step']} (attempt {data['attempt']})"
     if event.kind == "warning":
-        return plain_line(event)
+        return line_of(event.kind, data)
     if event.kind == "sample":
         return f"✨ The model writes: {data['text']}"
     return None
@@ -155,7 +146,8 @@ def _show_until_rest(api: Ratchet, job_id: str, events: Iterable[Event], view: V
 def announce_rest(console: Console, job: dict[str, Any]) -> None:
     """The last line of a followed job."""
     if job["state"] == "paused":
-        line = f"⏸️  Job {job['id']} is paused at step {job['step']}; go on with: ratchet resume {job['id']} -f"
+        again = f"{command_name()} resume {job['id']} -f"
+        line = f"⏸️  Job {job['id']} is paused at step {job['step']}; go on with: {again}"
     else:
         losses = f"train loss {wording.loss(job['train_loss'])}, val loss {wording.loss(job['val_loss'])}"
         line = f"✅ Job {job['id']} {job['state']} at step {job['step']}: {losses}, checkpoint {job['checkpoint']}"

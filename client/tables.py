@@ -12,11 +12,12 @@ from rich.text import Text
 
 from client import wording
 from client.events import Event
+from core.events import printable
 
 Row = Mapping[str, Any]
 
-WIDE = 120
-"""Columns of a terminal in which whole tables fit."""
+WHOLE_TABLE_WIDTH = 120
+"""Columns of a terminal in which a table needs to leave nothing out."""
 
 STATE_STYLES = {"running": "cyan", "succeeded": "green", "failed": "red", "cancelled": "dim", "paused": "yellow"}
 
@@ -108,7 +109,7 @@ def event_line(event: Event) -> str:
 
 def _table(items: Iterable[Row], width: int, *columns: Column) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    shown = [column for column in columns if width >= WIDE or not column.is_extra]
+    shown = [column for column in columns if width >= WHOLE_TABLE_WIDTH or not column.is_extra]
     for column in shown:
         # Of all texts a name alone may be folded: the others are copied, or are numbers.
         table.add_column(column.heading, no_wrap=column.heading != "name")
@@ -118,4 +119,4 @@ def _table(items: Iterable[Row], width: int, *columns: Column) -> Table:
 
 
 def _cell(heading: str, text: str) -> Text:
-    return Text(wording.printable(text), style=STATE_STYLES.get(text, "") if heading == "state" else "")
+    return Text(printable(text), style=STATE_STYLES.get(text, "") if heading == "state" else "")

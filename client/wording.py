@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 MISSING = "–"
-
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def loss(value: float | None) -> str:
@@ -60,11 +57,6 @@ def age(moment: str | None, now: datetime | None = None) -> str:
 def steps(job: Mapping[str, Any]) -> str:
     """How far a job is and where it ends; both count the runs before it."""
     return f"{job['step']}/{job.get('start_step', 0) + job['training_steps']}"
-
-
-def printable(text: str) -> str:
-    """Without control characters: a model's text or a job's name may not speak to the terminal itself."""
-    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def sentence(error: Any) -> str:

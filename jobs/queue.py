@@ -70,15 +70,16 @@ def anything_due(session: Session, now: float) -> bool:
 
 
 def made_before(session: Session, owner: str, key: str | None, request_hash: str | None) -> Job | None:
-    """The job that an earlier request made under this idempotency key.
+    """The job that an earlier request made, or let go on, under this idempotency key.
 
     Raises:
         IdempotencyConflict: that was a different request.
     """
     if key is None:
         return None
-    job = session.exec(select(Job).where(Job.owner == owner, Job.idempotency_key == key)).one_or_none()
-    if job is not None and job.request_hash != request_hash:
+    used = or_(col(Job.idempotency_key) == key, col(Job.resume_key) == key)
+    job = session.exec(select(Job).where(Job.owner == owner, used)).first()
+    if job is not None and request_hash != (job.request_hash if job.idempotency_key == key else job.resume_hash):
         raise IdempotencyConflict(key)
     return job
 
@@ -117,7 +118,7 @@ def claim(session: Session, worker_id: str, now: float) -> Job | None:
 
 def request_cancel(session: Session, job: Job) -> Job:
     """Stop a job for good: at once if nobody holds it, else its worker is asked to. A final job is left as it is."""
-    job = _locked(session, job)
+    job = locked(session, job)
     if job.state in FINAL:
         return job
     if job.state in HELD:
@@ -133,7 +134,7 @@ def request_pause(session: Session, job: Job) -> Job:
     Raises:
         IllegalTransition: the job is final.
     """
-    job = _locked(session, job)
+    job = locked(session, job)
     if job.state in FINAL:
         raise IllegalTransition(job.id, job.state, State.PAUSED)
     if job.state in HELD:
@@ -143,21 +144,36 @@ def request_pause(session: Session, job: Job) -> Job:
     return job if job.state is State.PAUSED else transition(session, job.id, State.PAUSED, fence=None)
 
 
-def unpause(session: Session, job: Job) -> Job:
+def unpause(session: Session, job: Job, **columns: Any) -> Job:
     """Let a paused job go on, from its latest checkpoint; a pause that its worker has not begun is taken back.
+
+    Args:
+        columns: Further columns of `Job` to set in the same transaction.
 
     Raises:
         JobBusy: the worker is stopping the job just now.
         IllegalTransition: the job is not paused.
     """
-    job = _locked(session, job)
+    job = locked(session, job)
     if job.state is State.STOPPING:
         raise JobBusy(f"Job {job.id} is stopping; wait until it is paused.")
     if job.state in HELD and job.stop_requested is Stop.PAUSE:
-        return _ask_holder(session, job, None)
+        return _ask_holder(session, job.sqlmodel_update(columns), None)
     if job.state is not State.PAUSED:
         raise IllegalTransition(job.id, job.state, State.QUEUED)
-    return transition(session, job.id, State.QUEUED, fence=None, stop_requested=None, error=None)
+    return transition(session, job.id, State.QUEUED, fence=None, stop_requested=None, error=None, **columns)
+
+
+def locked(session: Session, job: Job) -> Job:
+    """The job as it is now, kept from others until the transaction ends.
+
+    Raises:
+        JobNotFound: it is gone.
+    """
+    found = session.get(Job, job.id, populate_existing=True, with_for_update=True)
+    if found is None:
+        raise JobNotFound(job.id)
+    return found
 
 
 def wake_due(session: Session, now: float) -> list[Job]:
@@ -202,13 +218,6 @@ def _first_in_line(now: float) -> ScalarSelect[Any]:
         .with_for_update(skip_locked=True)
         .scalar_subquery()
     )
-
-
-def _locked(session: Session, job: Job) -> Job:
-    found = session.get(Job, job.id, populate_existing=True, with_for_update=True)
-    if found is None:
-        raise JobNotFound(job.id)
-    return found
 
 
 def _ask_holder(session: Session, job: Job, stop: Stop | None) -> Job:

@@ -104,6 +104,7 @@ class Job(SQLModel, table=True):
         CheckConstraint(_one_of("state", State), name="ck_job_state"),
         CheckConstraint(_one_of("stop_requested", Stop), name="ck_job_stop_requested"),
         UniqueConstraint("owner", "idempotency_key", name="uq_job_idempotency"),
+        UniqueConstraint("owner", "resume_key", name="uq_job_resume"),
         Index("ix_job_claim", "state", desc("priority"), "seq"),
         Index("ix_job_newest", "owner", "created_at", "id"),
         Index("ix_job_newest_by_state", "owner", "state", "created_at", "id"),
@@ -154,6 +155,8 @@ class Job(SQLModel, table=True):
 
     idempotency_key: str | None = None
     request_hash: str | None = None
+    resume_key: str | None = Field(default=None, description="Idempotency key of the latest request to go on.")
+    resume_hash: str | None = None
 
 
 class Event(SQLModel, table=True):

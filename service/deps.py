@@ -68,14 +68,23 @@ async def _shelf(settings: Settings, ledger: Ledger) -> Shelf:
 Checkpoints = Annotated[Shelf, Depends(_shelf)]
 
 
+LATEST = "latest"
+
+
 def _job(job_id: str, ledger: Ledger, owner: Owner) -> Job:
-    """By id, or the newest for `latest`; routes that change a job for good take an id alone."""
     with ledger.read() as session:
-        newest, _ = catalog.list_jobs(session, owner, 1) if job_id == "latest" else ([], False)
+        return catalog.get_job(session, owner, job_id)
+
+
+def _job_or_latest(job_id: str, ledger: Ledger, owner: Owner) -> Job:
+    with ledger.read() as session:
+        newest, _ = catalog.list_jobs(session, owner, 1) if job_id == LATEST else ([], False)
         return newest[0] if newest else catalog.get_job(session, owner, job_id)
 
 
 JobDep = Annotated[Job, Depends(_job)]
+JobOrLatest = Annotated[Job, Depends(_job_or_latest)]
+"""By id, or the newest for `latest`, which may be another one at the next request: for looking, not for steering."""
 
 
 async def config_sized(request: Request, settings: Settings) -> None:

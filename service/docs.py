@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from html import escape
 from typing import Any
 
@@ -29,7 +30,7 @@ def render(schema: Schema) -> str:
     return (
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}: the API</title>"
         f"<meta name=viewport content='width=device-width'><style>{_STYLE}</style>"
-        f"<h1>{title}: the API</h1><p>{escape(schema['info'].get('description', ''))}</p>"
+        f"<h1>{title}: the API</h1><p>{_prose(schema['info'].get('description', ''))}</p>"
         "<p>The same for programs: <a href=/openapi.json>/openapi.json</a>.</p>"
         f"{routes}</html>"
     )
@@ -43,7 +44,7 @@ def _operation(schema: Schema, path: str, method: str, operation: Schema) -> str
     head = "<tr><th>Name<th>In<th>Type<th>Default<th>Meaning"
     table = f"<table>{head}{''.join(inputs)}</table>" if inputs else ""
     answers = ", ".join(escape(status) for status in operation.get("responses", {}) if status != "default")
-    described = escape(operation.get("description", ""))
+    described = _prose(operation.get("description", ""))
     return (
         f"<section><h2><code>{method.upper()} {escape(path)}</code></h2><p>{described}</p>"
         f"{table}<p>Answers: {answers}</p></section>"
@@ -60,7 +61,7 @@ def _models(schema: Schema, part: Schema) -> list[Schema]:
 def _row(name: str, place: str, kind: Schema, described: Schema) -> str:
     default = json.dumps(kind["default"], ensure_ascii=False) if "default" in kind else ""
     cells = (f"<code>{escape(name)}</code>", place, escape(_type(kind)), escape(default))
-    return f"<tr><td>{'<td>'.join(cells)}<td>{escape(described.get('description', ''))}"
+    return f"<tr><td>{'<td>'.join(cells)}<td>{_prose(described.get('description', ''))}"
 
 
 def _type(kind: Schema) -> str:
@@ -70,8 +71,17 @@ def _type(kind: Schema) -> str:
         return str(kind["$ref"].rpartition("/")[2])
     if "enum" in kind:
         return ", ".join(map(str, kind["enum"]))
-    bounds = [f"{sign} {kind[key]}" for key, sign in _BOUNDS.items() if key in kind]
+    bounds = [f"{sign} {_number(kind[key])}" for key, sign in _BOUNDS.items() if key in kind]
     return " ".join([str(kind.get("type", "any")), *bounds])
+
+
+def _number(bound: float) -> str:
+    """The schema has every bound as a float; a whole one is written whole."""
+    return str(int(bound)) if bound == int(bound) else str(bound)
+
+
+def _prose(text: str) -> str:
+    return re.sub("`([^`]+)`", r"<code>\1</code>", escape(text))
 
 
 _BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}

@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass
 
 from pydantic import BaseModel
+from sqlmodel import Session
 
 from core.config import TrainingConfig, config_to_dict, parse
 from core.io_utils import get_data_source_name
@@ -71,22 +72,28 @@ class Intake:
             ConfigError, ModelForbidden, SourceError: the run could not work.
             IdempotencyConflict, QueueFull: it cannot be taken.
         """
-        return self.answered(repeat) or self.put_in_line(self._fresh(body, repeat))
+        return self.answered(repeat) or self.put_in_line(self._fresh(body, repeat), repeat)
 
     def answered(self, repeat: Repeat) -> Accepted | None:
         """The answer to an earlier request like this one, even if it could not be made any more."""
         with self.ledger.read() as session:
-            job = queue.made_before(session, self.owner, repeat.key, repeat.request_hash)
-        return None if job is None else Accepted(job, replayed=True)
+            return self.answered_in(session, repeat)
 
-    def put_in_line(self, spec: NewJob) -> Accepted:
+    def answered_in(self, session: Session, repeat: Repeat) -> Accepted | None:
+        """The same, in a transaction that goes on."""
+        job = queue.made_before(session, self.owner, repeat.key, repeat.request_hash)
+        # What made the job is answered with 201 again, what let it go on with 200.
+        return None if job is None else Accepted(job, created=job.idempotency_key == repeat.key, replayed=True)
+
+    def put_in_line(self, spec: NewJob, repeat: Repeat) -> Accepted:
         """Make a job of it, unless there are too many, or a request at the same time has made it."""
         with self.ledger.write() as session:
-            earlier = queue.made_before(session, spec.owner, spec.idempotency_key, spec.request_hash)
-            if earlier is None and queue.num_queued(session) >= self.settings.max_queued_jobs:
+            earlier = self.answered_in(session, repeat)
+            if earlier is not None:
+                return earlier
+            if queue.num_queued(session) >= self.settings.max_queued_jobs:
                 raise QueueFull(f"{self.settings.max_queued_jobs} jobs wait in line, which is as many as may.")
-            done = queue.enqueue(session, spec)
-            return Accepted(done.job, created=done.created, replayed=not done.created)
+            return Accepted(queue.enqueue(session, spec).job, created=True)
 
     def check_source(self, config: TrainingConfig) -> SourceFacts:
         """The text's facts, if the run can learn from it.

@@ -165,18 +165,31 @@ def _differences_of(error: RatchetError) -> dict[str, Any]:
 async def _unfit(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     # A body that both a route and its dependency read is complained about twice.
-    fields = list(dict.fromkeys(_field_and_sentence(item) for item in error.errors()))
+    fields = list(dict.fromkeys(_field_and_sentence(item, error.body) for item in error.errors()))
     detail = "; ".join(f"{field}: {message}" if field else message for field, message in fields)
     return problem(request.scope, 422, detail, code="request_invalid", field_errors=fields)
 
 
-def _field_and_sentence(item: Mapping[str, Any]) -> tuple[str, str]:
-    """Without the part of the request that pydantic puts before the field: `body`, `query`, `path`."""
+def _field_and_sentence(item: Mapping[str, Any], body: Any) -> tuple[str, str]:
+    """The field as the client knows it."""
     if item["type"] == "json_invalid":
         return "", f"the body is not JSON: {item['ctx']['error']} at character {item['loc'][-1]}"
     if tuple(item["loc"]) == ("body",) and item["type"] != "value_error":
         return "", "the body must be a JSON object, sent as application/json"
-    return problem_of({**item, "loc": tuple(item["loc"])[1:]})
+    return problem_of({**item, "loc": _place(tuple(item["loc"]), body)})
+
+
+def _place(loc: tuple[str | int, ...], body: Any) -> tuple[str | int, ...]:
+    """Without what is no part of the request: the word before the field, and the branches of a union after it."""
+    place = loc[1:2]
+    at: Any = body.get(place[0]) if place and isinstance(body, dict) else None
+    for part in loc[2:]:
+        try:
+            at = at[part]
+        except (LookupError, TypeError):
+            continue
+        place = (*place, part)
+    return place
 
 
 async def _plain(request: Request, error: Exception) -> Response:

@@ -7,18 +7,20 @@ from pathlib import PurePath
 from typing import Any
 
 from core.checkpointing import Manifest
-from core.config import TrainingConfig, config_to_dict, resume_config
+from core.config import TrainingConfig, config_to_dict, parse, resume_config
 from core.errors import SourceError
 from core.io_utils import get_data_source_name
 from core.resume_rules import Difference, ResumeMode
 from jobs import catalog, queue
 from jobs.errors import IllegalTransition, JobBusy
 from jobs.queue import NewJob
-from jobs.tables import FINAL, Checkpoint, Job, State
+from jobs.tables import FINAL, HELD, Checkpoint, Job, State, Stop
 from service.errors import NothingSaved, SourceChanged
 from service.intake import Accepted, Intake, Repeat
 from service.schemas import ResumeIn
 from service.shelf import Shelf
+
+_ELSEWHERE = "POST /jobs/{checkpoint}/resume starts another run from what it saved"
 
 
 class Resumption:
@@ -38,6 +40,7 @@ class Resumption:
 
         Raises:
             JobNotFound, CheckpointNotFound: there is no such thing.
+            IdempotencyConflict: the key was used for another request.
             JobBusy, NothingSaved, CheckpointCorrupt: it cannot go on from there.
             CheckpointMismatch: what the request changes, or what became of the source, does not fit.
             ConfigError, SourceError: the run could not work.
@@ -51,28 +54,37 @@ class Resumption:
             job = catalog.get_job(session, self._intake.owner, ref)
             latest = catalog.latest_checkpoint(session, job.id)
         if job.state not in FINAL:
-            return self._unpause(job, body)
+            return self._unpause(job, body, repeat)
         if latest is None:
             raise NothingSaved(f"Job {job.id} left no checkpoint to go on from; submit a fresh run.")
         return self._go_on_from(latest, body, repeat)
 
-    def _unpause(self, job: Job, body: ResumeIn) -> Accepted:
-        elsewhere = "POST /jobs/{checkpoint}/resume starts another run from what it saved"
-        if job.state is State.PAUSED and body.model_fields_set:
-            raise JobBusy(f"Job {job.id} is paused and goes on as it is, so send no settings; {elsewhere} with others.")
-        try:
-            with self._intake.ledger.write() as session:
-                return Accepted(queue.unpause(session, job))
-        except IllegalTransition as error:
-            raise JobBusy(f"Job {job.id} is {job.state} and needs no resume; {elsewhere}.") from error
+    def _unpause(self, job: Job, body: ResumeIn, repeat: Repeat) -> Accepted:
+        if job.state is State.PAUSED:
+            self._intake.check_source(parse(TrainingConfig, job.config))
+        with self._intake.ledger.write() as session:
+            job = queue.locked(session, job)
+            earlier = self._intake.answered_in(session, repeat)
+            if earlier is not None:
+                return earlier
+            key = {} if repeat.key is None else {"resume_key": repeat.key, "resume_hash": repeat.request_hash}
+            try:
+                return Accepted(queue.unpause(session, job, **key, **_changes(job, body)))
+            except IllegalTransition as error:
+                raise JobBusy(f"Job {job.id} is {job.state} and needs no resume; {_ELSEWHERE}.") from error
 
     def _go_on_from(self, row: Checkpoint, body: ResumeIn, repeat: Repeat) -> Accepted:
         manifest = self._shelf.manifest(row)
         saved = {**manifest.config, "source": self._name_below_root(str(manifest.config.get("source", "")))}
-        state = {"config": saved, "step": manifest.step, "end_step": manifest.end_step}
+        state = {
+            "config": saved,
+            "step": manifest.step,
+            "end_step": manifest.end_step,
+            "source_sha256": manifest.hashes.get("source"),
+        }
         config, differences = resume_config(state, body.overrides(), body.mode)
         self._check_source(config, manifest, body.mode)
-        return self._intake.put_in_line(self._spec(row, manifest, config, differences, body, repeat))
+        return self._intake.put_in_line(self._spec(row, manifest, config, differences, body, repeat), repeat)
 
     def _check_source(self, config: TrainingConfig, manifest: Manifest, mode: ResumeMode) -> None:
         """Optimizer and data position go on in the same text alone; a warm start may read any."""
@@ -132,3 +144,35 @@ class Resumption:
             idempotency_key=repeat.key,
             request_hash=repeat.request_hash,
         )
+
+
+def _changes(job: Job, body: ResumeIn) -> dict[str, Any]:
+    """What the columns of a paused job become; its steps to make are counted from where it is.
+
+    Raises:
+        JobBusy: it cannot be changed like this, or not yet.
+        ConfigError, CheckpointMismatch: the run could not go on like this.
+    """
+    if job.state is not State.PAUSED:
+        if job.state in HELD and job.stop_requested is Stop.PAUSE and body.model_fields_set:
+            raise JobBusy(f"Job {job.id} is still {job.state}; wait until it is paused, then send its changes again.")
+        return {}
+    if body.mode is ResumeMode.WARM_START:
+        raise JobBusy(f"Job {job.id} is paused and goes on with its optimizer; {_ELSEWHERE}, also a warm start.")
+    columns = body.model_dump(include={"name", "priority", "metadata"}, exclude_unset=True, exclude_none=True)
+    if "metadata" in columns:
+        columns["meta"] = columns.pop("metadata")
+    overrides = body.overrides()
+    made = job.step - job.start_step
+    steps = made + overrides["training_steps"] if "training_steps" in overrides else job.training_steps
+    saved = {"config": job.config, "step": job.step}
+    config, differences = resume_config(saved, {**overrides, "training_steps": steps}, body.mode)
+    if differences:
+        columns |= {
+            "config": config_to_dict(config),
+            "training_steps": steps,
+            "diff": [asdict(item) for item in differences],
+            # Until it has a checkpoint of its own, its worker goes by this.
+            "resume_mode": body.mode.value if job.resume_mode == ResumeMode.EXACT else job.resume_mode,
+        }
+    return columns

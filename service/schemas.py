@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, create_model
 from core.config import TrainingConfig
 from core.events import finite
 from core.resume_rules import ResumeMode
-from jobs.tables import FINAL, Checkpoint, Job, State, Worker
+from jobs.tables import FINAL, HELD, Checkpoint, Job, State, Stop, Worker
 
 WORKER_SEEN_SECONDS = 30.0
 """A worker that said nothing for this long counts as gone."""
@@ -110,6 +110,7 @@ class JobOut(BaseModel):
     id: str
     name: str
     state: State
+    stop_requested: Stop | None = Field(description="What its worker was asked to do and has not done yet.")
     config: dict[str, Any]
     step: int
     start_step: int
@@ -129,7 +130,9 @@ class JobOut(BaseModel):
     metadata: dict[str, Any]
     priority: int
     mode: ResumeMode | None = Field(description="How it was resumed, if it was.")
-    diff: list[Difference] | None = Field(description="What differs from the checkpoint it goes on from.")
+    diff: list[Difference] | None = Field(
+        description="What differs from the checkpoint it goes on from, or changed when it last went on after a pause."
+    )
     events_url: str
 
     @classmethod
@@ -137,6 +140,7 @@ class JobOut(BaseModel):
         """As the ledger has it."""
         return cls(
             **{name: getattr(job, name) for name in _SAME_IN_JOB},
+            stop_requested=job.stop_requested if job.state in HELD else None,
             config=finite(job.config),
             error=finite(job.error),
             metadata=finite(job.meta),

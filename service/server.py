@@ -50,7 +50,8 @@ def listen(settings: ServiceSettings) -> socket.socket:
         OSError: the port is in use, or the address is not this machine's.
     """
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    listening = socket.create_server((settings.host, settings.port), family=family, backlog=2048)
+    both = settings.host == "::" and socket.has_dualstack_ipv6()
+    listening = socket.create_server((settings.host, settings.port), family=family, backlog=2048, dualstack_ipv6=both)
     if hasattr(socket, "TCP_USER_TIMEOUT"):
         # A stalled reader's connection is otherwise kept for as long as its unread bytes are, which may be forever.
         timeout_ms = int(settings.stalled_reader_seconds * 1000)
@@ -61,5 +62,5 @@ def listen(settings: ServiceSettings) -> socket.socket:
 def address_of(settings: ServiceSettings, listening: socket.socket) -> str:
     """The URL to open on this machine."""
     port = listening.getsockname()[1]
-    host = "127.0.0.1" if settings.listens_everywhere else settings.host
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

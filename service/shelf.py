@@ -4,57 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sqlmodel import Session
 
 from core.checkpointing import Manifest, read_manifest
 from core.errors import CheckpointCorrupt, CheckpointError, CheckpointNotFound
 from jobs import catalog
 from jobs.database import Database
-from jobs.tables import Checkpoint, Job
+from jobs.tables import FINAL, Checkpoint, Job
 
 log = logging.getLogger(__name__)
-
-_END_OF_TIME = 253_402_300_799.0  # The last second of the year 9999, the last that ISO 8601 can write.
-
-
-class _File(BaseModel):
-    size: int = Field(ge=0, lt=2**63)
-
-
-class _Told(BaseModel):
-    """The part of a manifest that the ledger keeps. A file on disk may say anything, so it is checked first."""
-
-    model_config = ConfigDict(protected_namespaces=())
-
-    id: str = Field(min_length=1, max_length=100)
-    name: str = Field(min_length=1, max_length=255)
-    job_id: str | None
-    step: int = Field(ge=0, lt=2**63)
-    attempt: int = Field(ge=0, lt=2**63)
-    parent: str | None
-    model: str
-    source: str
-    config: dict[str, Any]
-    train_loss: float | None
-    val_loss: float | None
-    created_at: float = Field(ge=0, le=_END_OF_TIME)
-    files: dict[str, _File]
-
-    def as_row(self, owner: str) -> Checkpoint:
-        """As a checkpoint of no job; model and source are named as a job's settings name them."""
-        return Checkpoint(
-            **self.model_dump(exclude={"job_id", "config", "files", "model", "source"}),
-            owner=owner,
-            path=self.name,
-            model=str(self.config.get("model_type", self.model)),
-            source=str(self.config.get("source", self.source)),
-            size_bytes=sum(file.size for file in self.files.values()),
-        )
 
 
 class Shelf:
@@ -100,7 +60,7 @@ class Shelf:
     def adopt_strays(self, owner: str) -> bool:
         """Enter into the ledger what only the disk knows, such as a console run's; whether there was anything.
 
-        What a job of the ledger made is left to that job: its worker is about to say so itself.
+        What a job made that has not ended is left to that job: its worker is about to say so itself.
         """
         on_disk = self._names_on_disk()
         with self._ledger.read() as session:
@@ -144,11 +104,23 @@ class Shelf:
 
 
 def _adopt(session: Session, owner: str, manifest: Manifest) -> bool:
-    try:
-        told = _Told.model_validate(asdict(manifest))
-    except ValidationError as error:
-        log.warning("checkpoint %s is not adopted, its manifest makes no sense: %s", manifest.name, error)
+    """Enter a stray, unless a job that is not at its end made it: that one's worker is about to say so itself."""
+    job = session.get(Job, manifest.job_id) if manifest.job_id is not None else None
+    if job is not None and (job.state not in FINAL or job.owner != owner):
         return False
-    if told.job_id is not None and session.get(Job, told.job_id) is not None:
-        return False
-    return catalog.adopt_checkpoint(session, told.as_row(owner))
+    return catalog.adopt_checkpoint(session, _row_of(manifest, owner, job))
+
+
+def _row_of(manifest: Manifest, owner: str, job: Job | None) -> Checkpoint:
+    """Model and source are named as a job's settings name them."""
+    same = {"id", "name", "step", "attempt", "parent", "train_loss", "val_loss", "created_at"}
+    told = manifest.model_dump(include=same)
+    return Checkpoint(
+        **told,
+        owner=owner,
+        job_id=job.id if job else None,
+        path=manifest.name,
+        model=str(manifest.config.get("model_type", manifest.model)),
+        source=str(manifest.config.get("source", manifest.source)),
+        size_bytes=manifest.size_bytes,
+    )

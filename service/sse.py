@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 from collections.abc import AsyncIterator, Callable
 
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from sse_starlette.sse import SendTimeoutError
 from starlette.types import Receive, Scope, Send
 
-from core.events import to_json
+from core.events import line_of, printable, to_json
 from jobs.errors import LedgerUnavailable
 from jobs.tables import Event
 from service.settings import ServiceSettings
@@ -28,8 +27,6 @@ FAREWELL_SECONDS = 5
 """A stream that has not said its farewell by then is cut off; uvicorn itself waits longer."""
 
 _RETRY = b"retry: 2000\n\n"
-
-_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]")
 
 
 class Stream(EventSourceResponse):
@@ -75,8 +72,10 @@ class JobLog:
         async for chunk in self._chunks(sse_of, lambda said: f": {said}\n\n".encode()):
             yield chunk
 
-    async def as_text(self) -> AsyncIterator[bytes]:
-        """The lines of the log alone, until the job has ended."""
+    async def as_text(self, *, waits: bool = False) -> AsyncIterator[bytes]:
+        """The lines of the log alone, until the job has ended; before them, that the job waits for a worker."""
+        if waits:
+            yield "⏳ Waiting for a worker …\n".encode()
         async for chunk in self._chunks(text_of, lambda said: f"# {said}\n".encode()):
             yield chunk
 
@@ -110,17 +109,6 @@ def sse_message(kind: str, data: dict[str, object]) -> bytes:
 
 def text_of(event: Event) -> bytes:
     """What a person at a terminal sees of an event: its line, or nothing."""
-    line = _line_of(event.kind, json.loads(event.data))
-    # The text may be a model's: no control character of it may speak to the terminal.
-    return b"" if line is None else _CONTROL.sub(" ", line).encode("utf-8", "replace") + b"\n"
-
-
-def _line_of(kind: str, data: dict[str, object]) -> str | None:
-    if kind == "log":
-        return str(data.get("line", ""))
-    if kind == "warning":
-        return f"⚠️ {data.get('message', '')}"
-    error = data.get("error")
-    if kind == "state" and isinstance(error, dict):
-        return f"❌ {error.get('message', '')}"
-    return None
+    line = line_of(event.kind, json.loads(event.data))
+    # The text may be a model's: it stays one line, and no control character of it speaks to the terminal.
+    return b"" if line is None else printable(line).replace("\n", " ").encode("utf-8", "replace") + b"\n"

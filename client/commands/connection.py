@@ -11,11 +11,12 @@ from rich.console import Console
 from rich.table import Table
 
 from client.api import Ratchet
+from client.command_name import command_name
 from client.errors import ClientError
 from client.follow import View, announce_rest, follow
 from client.tables import Row
 
-WIDE = 200
+PIPE_WIDTH = 200
 
 EXIT_INTERRUPTED = 130
 
@@ -27,7 +28,7 @@ Limit = Annotated[int, typer.Option("--limit", "-n", min=1, max=100, help="How m
 def console() -> Console:
     """Standard output. Nobody wraps a table for a pipe, so there it has room."""
     found = Console(highlight=False)
-    return found if found.is_terminal else Console(highlight=False, width=WIDE)
+    return found if found.is_terminal else Console(highlight=False, width=PIPE_WIDTH)
 
 
 def print_json(value: Any) -> None:
@@ -46,7 +47,8 @@ def watch(api: Ratchet, job: dict[str, Any], view: View) -> None:
     try:
         announce_rest(console(), follow(api, job, view))
     except KeyboardInterrupt:
-        typer.echo(f"\nJob {job['id']} goes on without you. Come back with: ratchet logs -f {job['id']}", err=True)
+        again = f"{command_name()} logs -f {job['id']}"
+        typer.echo(f"\nJob {job['id']} goes on without you. Come back with: {again}", err=True)
         raise typer.Exit(EXIT_INTERRUPTED) from None
 
 

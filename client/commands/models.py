@@ -8,10 +8,11 @@ from typing import Annotated
 
 import typer
 
-from client import tables, wording
+from client import tables
 from client.api import Ratchet
 from client.commands.connection import AsJson, Limit, latest_checkpoint, print_json, print_table
 from client.commands.training_options import given
+from core.events import printable
 
 app = typer.Typer()
 
@@ -62,7 +63,7 @@ def generate(
 
 def _write(pieces: Iterable[str]) -> None:
     """A file gets the text as it is; a terminal would obey its control characters."""
-    show = wording.printable if sys.stdout.isatty() else str
+    show = printable if sys.stdout.isatty() else str
     for piece in pieces:
         typer.echo(show(piece), nl=False)
     typer.echo()

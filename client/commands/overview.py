@@ -8,6 +8,7 @@ import typer
 
 from client import tables
 from client.api import Ratchet
+from client.command_name import command_name
 from client.commands.connection import AsJson, print_json, print_table
 from client.errors import NOT_RATCHET, ApiError
 
@@ -42,7 +43,7 @@ def status(as_json: AsJson = False) -> None:
     if workers:
         print_table(tables.workers, workers)
     else:
-        typer.echo("No worker is there; jobs wait. Start one with: ratchet work")
+        typer.echo(f"No worker is there; jobs wait. Start one with: {command_name()} work")
     if recent:
         print_table(tables.jobs, recent)
 

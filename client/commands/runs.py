@@ -6,11 +6,13 @@ from typing import Annotated, Any
 
 import typer
 
-from client import tables, wording
+from client import tables
 from client.api import Ratchet
+from client.command_name import command_name
 from client.commands.connection import AsJson, JobId, Limit, console, print_json, print_table, watch
 from client.commands.training_options import accepts_training_options, given
-from client.follow import PlainView, plain_line, view_for
+from client.follow import PlainView, view_for
+from core.events import line_of, printable
 from core.resume_rules import ResumeMode
 
 app = typer.Typer()
@@ -69,7 +71,7 @@ def jobs(
     elif found:
         print_table(tables.jobs, found)
     else:
-        typer.echo("There are no jobs. Start one with: ratchet train -f")
+        typer.echo(f"There are no jobs. Start one with: {command_name()} train -f")
 
 
 @app.command()
@@ -83,9 +85,9 @@ def logs(job: JobId, follow: Follow = False, as_json: AsJson = False) -> None:
             watch(api, api.job(job), PlainView(console()))
             return
         for event in api.events(job) if follow else api.recorded_events(job):
-            line = tables.event_line(event) if as_json else plain_line(event)
+            line = tables.event_line(event) if as_json else line_of(event.kind, event.data)
             if line is not None:
-                typer.echo(line if as_json else wording.printable(line))
+                typer.echo(line if as_json else printable(line))
 
 
 @app.command()
@@ -112,7 +114,7 @@ def _show_started(api: Ratchet, job: dict[str, Any], follow: bool, as_json: bool
     if follow:
         watch(api, job, view_for(console(), job))
     elif not as_json:
-        typer.echo(f"Watch it with: ratchet logs -f {job['id']}")
+        typer.echo(f"Watch it with: {command_name()} logs -f {job['id']}")
 
 
 def _show_asked(job: dict[str, Any], wanted: str, as_json: bool) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Annotated
 
 from fastapi import APIRouter, Query
@@ -43,7 +42,7 @@ def get_checkpoint(ref: str, shelf: Checkpoints, owner: Owner) -> CheckpointDeta
     """One checkpoint (id, name or `latest`), and what its folder says of it."""
     row = shelf.find(owner, ref)
     try:
-        manifest = finite(asdict(shelf.manifest(row)))
+        manifest = finite(shelf.manifest(row).model_dump())
     except CheckpointCorrupt:
         manifest = None
     return CheckpointDetail(**CheckpointOut.of(row).model_dump(), manifest=manifest)

@@ -10,10 +10,11 @@ from starlette.concurrency import run_in_threadpool
 
 from jobs import feed
 from jobs.database import Database
-from jobs.tables import FINAL, Job
-from service.deps import JobDep, Ledger, Settings, Streams, UntilAnswered
+from jobs.tables import FINAL, Job, State
+from jobs.workers import list_workers
+from service.deps import LATEST, JobOrLatest, Ledger, Settings, Streams, UntilAnswered
 from service.errors import PositionInvalid
-from service.schemas import EventOut, Page, iso_time
+from service.schemas import EventOut, Page, is_alive, iso_time
 from service.sse import JobLog, Stream
 
 router = APIRouter(tags=["events"])
@@ -30,7 +31,8 @@ _MAX_DIGITS = 18
 
 
 def _position(
-    job: JobDep,
+    job_id: str,
+    job: JobOrLatest,
     after: Annotated[str | None, Query(description="Number of the last event seen.")] = None,
     last_event_id: Annotated[str | None, Header(description="The same, as an EventSource says it; it counts.")] = None,
 ) -> int:
@@ -38,6 +40,11 @@ def _position(
 
     A browser keeps asking the same address, so what it says itself is the newer of the two.
     """
+    if job_id == LATEST and (last_event_id or after):
+        raise PositionInvalid(
+            f"'latest' may be another job than the one whose events you saw; ask for /jobs/{job.id}/events.",
+            field="after",
+        )
     said = last_event_id or after or "0"
     if not (said.isascii() and said.isdecimal() and len(said) <= _MAX_DIGITS):
         raise PositionInvalid(f"An event's number is a whole number from 0 on, not {said[:40]!r}.", field="after")
@@ -71,7 +78,7 @@ async def _wanted(
     },
 )
 async def job_events(
-    job: JobDep,
+    job: JobOrLatest,
     seq: Annotated[int, Depends(_position)],
     wanted: Annotated[Format, Depends(_wanted)],
     settings: Settings,
@@ -84,7 +91,7 @@ async def job_events(
 
     `curl -N` gets server-sent events, or with `?format=text` the lines of the log. `?format=json` (or `Accept:
     application/json`) is a page, with `limit`. After the last event, `done`, a stream ends; an EventSource that comes
-    back then gets 204, which stops it.
+    back then gets 204, which stops it. For `latest` in place of an id there is no going on from a number.
     """
     if wanted == "json":
         return await run_in_threadpool(_page, ledger, job, seq, limit)
@@ -92,8 +99,16 @@ async def job_events(
         return Response(status_code=204)
     log = JobLog(tails, until_answered.enter_context(tails.watch(job.id)), seq)
     if wanted == "text":
-        return Stream(log.as_text(), settings, "text/plain")
+        waits = await run_in_threadpool(_waits_for_a_worker, ledger, job)
+        return Stream(log.as_text(waits=waits), settings, "text/plain")
     return Stream(log.as_sse(), settings)
+
+
+def _waits_for_a_worker(ledger: Database, job: Job) -> bool:
+    if job.state is not State.QUEUED:
+        return False
+    with ledger.read() as session:
+        return not any(is_alive(worker) for worker in list_workers(session))
 
 
 def _page(ledger: Database, job: Job, seq: int, limit: int) -> Page[EventOut]:

@@ -25,6 +25,9 @@ router = APIRouter(tags=["generate"])
 
 Lines = AsyncIterator[Said]
 
+# Bounds make pydantic look at the characters: half a surrogate pair is none, and no worker could be told of it.
+Prompt = Annotated[str, Field(min_length=0)]
+
 StopText = Annotated[str, Field(min_length=1, max_length=256)]
 
 _PIECE = {"index", "text"}
@@ -40,12 +43,14 @@ class GenerateIn(BaseModel):
 
     checkpoint: str | None = Field(None, max_length=1024, description="Id or name; `latest` is the newest.")
     model: str | None = Field(None, max_length=1024, description="A base model, as a job's `base_model` names it.")
-    prompt: str | list[str] = Field(description="One text to go on from, or several.")
+    prompt: Prompt | list[Prompt] = Field(description="One text to go on from, or several.")
     max_new_tokens: int = Field(100, ge=0, description="Tokens that each choice may get.")
     temperature: float = Field(0.7, ge=0, le=10, description="0 takes the likeliest token.")
     top_k: int | None = Field(50, ge=1, le=1_000_000, description="Draw from the likeliest tokens alone.")
     top_p: float | None = Field(None, gt=0, le=1, description="Draw from the fewest whose probabilities sum to it.")
-    repetition_penalty: float = Field(1.0, gt=0, le=100, description="Above 1, words that were said come less often.")
+    repetition_penalty: float = Field(
+        1.0, ge=0.01, le=100, description="Above 1, words that were said come less often."
+    )
     stop: StopText | Annotated[list[StopText], Field(max_length=4)] = Field([], description="Ends before any of it.")
     seed: int | None = Field(None, ge=0, lt=2**62, description="The same seed writes the same text.")
     n: int = Field(1, ge=1, le=8, description="Choices for each prompt.")

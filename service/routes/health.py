@@ -27,12 +27,14 @@ class Ready(Alive):
     worker: bool = Field(description="Whether a worker was heard of in the last 30 seconds; jobs wait for one.")
 
 
+@router.head("/livez", include_in_schema=False)
 @router.get("/livez")
 async def livez() -> Alive:
     """Always ok while the process answers at all."""
     return Alive()
 
 
+@router.head("/readyz", include_in_schema=False)
 @router.get("/readyz")
 def readyz(ledger: Ledger, tails: Streams) -> Ready:
     """Whether jobs can be taken in: 503 if the ledger is out of order, or this process is about to end."""

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Header, Query, Request, Response
 
 from jobs import catalog, queue
 from jobs.tables import State
-from service.deps import After, Checkpoints, JobDep, Ledger, Limit, Owner, Settings, config_sized
+from service.deps import After, Checkpoints, JobDep, JobOrLatest, Ledger, Limit, Owner, Settings, config_sized
 from service.intake import Accepted, Intake, Repeat
 from service.resumption import Resumption
 from service.schemas import JobIn, JobOut, JobPatch, Page, ResumeIn
@@ -44,7 +44,8 @@ def submit_job(
 ) -> JobOut:
     """Put a fresh run in line.
 
-    Answers 201 and the job, or 200 if an earlier request with the same `Idempotency-Key` has made it.
+    Answers 201 and the job; again so, with `Idempotency-Replayed: true`, if an earlier request with the same
+    `Idempotency-Key` has made it.
     """
     return _answer(intake.submit(body, Repeat.of(idempotency_key, request.url.path, body)), response)
 
@@ -61,7 +62,8 @@ def resume_job(
     """Go on from a checkpoint (id, name or `latest`) or a job.
 
     A checkpoint, or a finished job's latest one: 201 and a new job, with what differs in `diff`. A paused job goes on
-    itself: 200. What may not change in the chosen `mode` is a 409 that lists it.
+    itself, with the settings, name, priority and metadata that are given: 200; `training_steps` counts from where it
+    is. What may not change in the chosen `mode` is a 409 that lists it.
     """
     repeat = Repeat.of(idempotency_key, request.url.path, body)
     return _answer(resumption.resume(ref, body or ResumeIn(), repeat), response)
@@ -92,8 +94,8 @@ def list_jobs(
 
 
 @router.get("/jobs/{job_id}")
-def get_job(job: JobDep) -> JobOut:
-    """One job with its progress."""
+def get_job(job: JobOrLatest) -> JobOut:
+    """One job (id or `latest`) with its progress."""
     return JobOut.of(job)
 
 

@@ -4,6 +4,7 @@ import { messagesOf } from "./sse.js";
 
 const KEY = "ratchet-api-key";
 const RETRY_MILLISECONDS = 2000;
+const CONTROL = /[\x00-\x1f\x7f-\x9f]/;
 
 /** The service refused; `message` is its sentence. */
 export class Problem extends Error {
@@ -19,10 +20,22 @@ export class Unreachable extends Error {}
 
 let promptForKey = async () => null;
 let pendingKey = null;
+let isDeclined = false;
+let isAsked = Boolean(sessionStorage.getItem(KEY));
 
-/** `prompt` asks the person for a key, and gives it or null. */
+/** `prompt` asks the person for a key, and gives it or null; after null it is not called until `askAgain`. */
 export function askForKeyWith(prompt) {
   promptForKey = prompt;
+}
+
+/** The person would like to give a key after all. */
+export function askAgain() {
+  isDeclined = false;
+}
+
+/** Whether the service wants a key, as far as is known: `asked`, and `declined` if the person gave none. */
+export function keyState() {
+  return { asked: isAsked, declined: isDeclined };
 }
 
 export function getJson(path, signal) {
@@ -86,7 +99,7 @@ async function send(method, path, options) {
 
 async function reach(method, path, { body, signal, headers, accept = "application/json" }, key) {
   const all = { Accept: accept, ...headers };
-  if (key) all.Authorization = `Bearer ${key}`;
+  if (key) all.Authorization = bearer(key);
   if (body) all["Content-Type"] = "application/json";
   try {
     return await fetch(path, { method, headers: all, body: body && JSON.stringify(body), signal, cache: "no-store" });
@@ -96,12 +109,24 @@ async function reach(method, path, { body, signal, headers, accept = "applicatio
   }
 }
 
+/** The key as the service reads it, in UTF-8; a header's characters are single bytes. */
+function bearer(key) {
+  if (CONTROL.test(key)) {
+    sessionStorage.removeItem(KEY);
+    throw new Problem(0, { detail: "The API key has a control character in it and cannot be sent; it is forgotten." });
+  }
+  return `Bearer ${String.fromCharCode(...new TextEncoder().encode(key))}`;
+}
+
 /** True if there is another key to try than the refused one. Requests that fail together share one question. */
 async function newKey(refused) {
+  isAsked = true;
   const now = sessionStorage.getItem(KEY);
   if (now && now !== refused) return true;
+  if (isDeclined) return false;
   pendingKey ??= promptForKey().finally(() => { pendingKey = null; });
   const key = await pendingKey;
+  isDeclined = !key;
   if (key) sessionStorage.setItem(KEY, key);
   return Boolean(key);
 }

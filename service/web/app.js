@@ -1,14 +1,16 @@
 // The page: one table of jobs, one selected job (named in the address, so that a reload keeps it), one playground.
 
-import { askForKeyWith, getJson, Unreachable } from "./api.js";
+import { askAgain, askForKeyWith, getJson, keyState, Unreachable } from "./api.js";
 import { byId } from "./dom.js";
 import { JobPanel } from "./job.js";
 import { JobTable } from "./jobs.js";
 import { Playground } from "./playground.js";
 
 const REFRESH_MILLISECONDS = 2000;
+const PAGE = 15;
 
-const table = new JobTable();
+let numPages = 1;
+const table = new JobTable(choose);
 const playground = new Playground(report);
 const panel = new JobPanel({
   report,
@@ -32,8 +34,9 @@ function showConnection(isGood, text) {
 
 async function refresh() {
   try {
-    const page = await getJson("/jobs?limit=50");
-    table.show(page.data);
+    const { jobs, hasMore } = await listJobs();
+    table.show(jobs);
+    byId("jobs-more").hidden = !hasMore;
     table.select(panel.jobId);
     if (byId("connection").dataset.lost !== "false") playground.refresh();
     showConnection(true, "Connected");
@@ -41,6 +44,26 @@ async function refresh() {
     byId("jobs-loading").hidden = true;
     showConnection(false, error instanceof Unreachable ? "Connection lost; trying again…" : error.message);
   }
+  const { asked, declined } = keyState();
+  // A link cannot carry the key, so it would end at a refusal.
+  byId("api-link").hidden = asked;
+  byId("give-key").hidden = !declined;
+}
+
+async function listJobs() {
+  const jobs = [];
+  for (;;) {
+    const after = jobs.length ? `&after=${jobs.at(-1).id}` : "";
+    const page = await getJson(`/jobs?limit=${PAGE}${after}`);
+    jobs.push(...page.data);
+    if (!page.has_more || jobs.length >= numPages * PAGE) return { jobs, hasMore: page.has_more };
+  }
+}
+
+/** A person chose this job: it is opened and brought into view, also if it is the one that is open. */
+function choose(jobId) {
+  if (jobId === panel.jobId) panel.reveal();
+  else location.hash = jobId;
 }
 
 function openFromAddress() {
@@ -53,9 +76,12 @@ function openFromAddress() {
 function askForKey() {
   const dialog = byId("key-dialog");
   byId("key").value = "";
+  dialog.returnValue = "";
   dialog.showModal();
   return new Promise((resolve) => {
-    dialog.addEventListener("close", () => resolve(byId("key").value || null), { once: true });
+    // Esc leaves what was typed in the field.
+    const given = () => (dialog.returnValue === "use" ? byId("key").value.trim() : "");
+    dialog.addEventListener("close", () => resolve(given() || null), { once: true });
   });
 }
 
@@ -68,6 +94,17 @@ async function keepFresh() {
 }
 
 askForKeyWith(askForKey);
-window.addEventListener("hashchange", openFromAddress);
+byId("give-key").addEventListener("click", () => {
+  askAgain();
+  refresh();
+});
+byId("jobs-more").addEventListener("click", () => {
+  numPages += 1;
+  refresh();
+});
+window.addEventListener("hashchange", () => {
+  openFromAddress();
+  panel.reveal();
+});
 openFromAddress();
 keepFresh();

@@ -39,6 +39,11 @@ export class JobPanel {
     this.#listCheckpoints();
   }
 
+  /** Bring it into view, if there is a job to see. */
+  reveal() {
+    byId("job").scrollIntoView({ block: "start" });
+  }
+
   async refresh() {
     const { jobId } = this;
     if (jobId === null) return;

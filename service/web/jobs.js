@@ -12,7 +12,9 @@ export class JobTable {
   #rows = new Map();
   #body = byId("jobs").tBodies[0];
 
-  constructor() {
+  /** `choose(jobId)` is called for the row that a person picks. */
+  constructor(choose) {
+    this.choose = choose;
     byId("start-line").textContent = START_LINE(location.origin);
   }
 
@@ -33,7 +35,7 @@ export class JobTable {
   }
 
   #put(job, place) {
-    if (!this.#rows.has(job.id)) this.#rows.set(job.id, new JobRow(job.id));
+    if (!this.#rows.has(job.id)) this.#rows.set(job.id, new JobRow(job.id, this.choose));
     const row = this.#rows.get(job.id);
     row.update(job);
     const occupant = this.#body.children[place];
@@ -51,7 +53,7 @@ class JobRow {
   #cells;
   #bar = element("progress", { max: 1 });
 
-  constructor(jobId) {
+  constructor(jobId, choose) {
     this.#link = element("a", { href: `#${jobId}` });
     this.#cells = COLUMNS.map((label) => {
       const cell = element("td");
@@ -62,7 +64,7 @@ class JobRow {
     this.#cells[1].append(element("span", { className: "state" }));
     this.#cells[2].append(this.#bar);
     this.element = element("tr", {}, ...this.#cells);
-    this.element.addEventListener("click", () => { location.hash = jobId; });
+    this.element.addEventListener("click", () => choose(jobId));
   }
 
   update(job) {

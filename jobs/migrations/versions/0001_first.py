@@ -64,8 +64,11 @@ def _create_job() -> None:
         sa.Column("finished_at", sa.Float()),
         sa.Column("idempotency_key", sa.String()),
         sa.Column("request_hash", sa.String()),
+        sa.Column("resume_key", sa.String()),
+        sa.Column("resume_hash", sa.String()),
         sa.PrimaryKeyConstraint("id"),
         sa.UniqueConstraint("owner", "idempotency_key", name="uq_job_idempotency"),
+        sa.UniqueConstraint("owner", "resume_key", name="uq_job_resume"),
         sa.CheckConstraint(f"state IN ({STATES})", name="ck_job_state"),
         sa.CheckConstraint("stop_requested IN ('cancel', 'pause')", name="ck_job_stop_requested"),
     )

@@ -18,7 +18,8 @@ from core.sources import SourceFolder
 from jobs import feed, lease, queue
 from jobs.database import Database
 from jobs.lease import Outcome, Succeeded
-from jobs.tables import Job
+from jobs.tables import Job, Worker
+from jobs.workers import register_worker
 from service.app import create_app
 from service.server import Server, listen
 from service.settings import ServiceSettings
@@ -28,6 +29,8 @@ TALE = "Once upon a time there was a little engine that could. " * 20
 BODY: dict[str, Any] = {"source": "tale.md", "test_mode": True}
 
 URL = "http://127.0.0.1"
+
+TOKEN = "between us"
 
 
 @pytest.fixture(scope="session")
@@ -158,6 +161,22 @@ class Hand:
 @pytest.fixture
 def hand(ledger: Database) -> Hand:
     return Hand(ledger)
+
+
+Enlist = Callable[..., None]
+
+
+@pytest.fixture
+def enlist(ledger: Database) -> Enlist:
+    """A worker on the list, heard of so many seconds ago."""
+
+    def enlist(worker_id: str, url: str | None, age: float = 0, **given: Any) -> None:
+        moment = time.time() - age
+        told = {"hostname": "h", "pid": 1, "version": "1", "started_at": moment, "seen_at": moment, **given}
+        with ledger.write() as session:
+            register_worker(session, Worker(id=worker_id, **told, inference_url=url, inference_token=TOKEN))
+
+    return enlist
 
 
 Save = Callable[..., Checkpoint]

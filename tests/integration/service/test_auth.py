@@ -46,8 +46,8 @@ def test_every_route_asks_for_the_key(guarded: TestClient) -> None:
 
 
 def test_the_page_needs_no_key(guarded: TestClient) -> None:
-    for path in ("/", "/web/nothing.js"):
-        assert guarded.get(path).status_code in {200, 404}
+    assert guarded.get("/").status_code == guarded.get("/web/app.js").status_code == 200
+    assert guarded.get("/web/nothing.js").status_code == 404
     assert guarded.get("/web/../jobs").status_code == 401
     assert guarded.get("/web/%2e%2e/jobs").status_code == 404
 
@@ -146,13 +146,22 @@ def test_a_body_that_does_not_come_is_not_waited_for(
         assert b" 408 " in connection.recv(65_536).split(b"\r\n")[0]
 
 
-def post(client: TestClient, content: bytes, kind: str = "application/json") -> int:
-    answer = client.post("/jobs", content=content, headers={"Content-Type": kind})
-    assert answer.json()["status"] == answer.status_code
-    return answer.status_code
+Post = Callable[..., int]
 
 
-def test_nothing_in_a_body_is_the_services_fault(client: TestClient) -> None:
+@pytest.fixture(params=["/jobs", "/generate"])
+def post(client: TestClient, request: pytest.FixtureRequest) -> Post:
+    """The status that a body gets."""
+
+    def post(content: bytes, kind: str = "application/json") -> int:
+        answer = client.post(request.param, content=content, headers={"Content-Type": kind})
+        assert answer.json()["status"] == answer.status_code
+        return answer.status_code
+
+    return post
+
+
+def test_nothing_in_a_body_is_the_services_fault(post: Post) -> None:
     for content in (
         b"",
         b"{",
@@ -163,15 +172,20 @@ def test_nothing_in_a_body_is_the_services_fault(client: TestClient) -> None:
         b'{"source":"\\ud800"}',
         b'{"\\ud800":1}',
         b'{"a":\x00}',
+        b'{"model":"gpt2","prompt":"\\ud800"}',
+        b'{"model":"gpt2","prompt":["a","\\udfff"]}',
+        b'{"model":"\\ud800","prompt":"a"}',
+        b'{"model":"gpt2","prompt":"a","stop":"\\ud800"}',
+        b'{"model":"gpt2","prompt":"a","stop":["\\ud800"]}',
     ):
-        assert post(client, content) in {400, 422}
+        assert post(content) in {400, 422}
     for content in (b'{"seed":' + b"9" * 5000 + b"}", b'{"training_steps":"' + b"9" * 5000 + b'"}'):
-        assert post(client, content) in {400, 422}
-    assert post(client, b'{"learning_rate":NaN,"lora_alpha":Infinity}') == 422
-    assert post(client, json.dumps(BODY).encode(), "text/plain") == 422
+        assert post(content) in {400, 422}
+    assert post(b'{"learning_rate":NaN,"lora_alpha":Infinity}') == 422
+    assert post(json.dumps(BODY).encode(), "text/plain") == 422
     for depth in (100, 500, 800, 900, 940, 960, 980, 2000, 30_000):
-        assert post(client, b'{"metadata":' + b"[" * depth + b"]" * depth + b"}") in {400, 422}
-        assert post(client, b'{"metadata":' + b'{"a":' * depth + b"1" + b"}" * (depth + 1)) in {400, 422, 413}
+        assert post(b'{"metadata":' + b"[" * depth + b"]" * depth + b"}") in {400, 422}
+        assert post(b'{"metadata":' + b'{"a":' * depth + b"1" + b"}" * (depth + 1)) in {400, 422, 413}
 
 
 def test_an_odd_request_id_is_replaced(client: TestClient) -> None:
@@ -206,6 +220,14 @@ def test_the_docs_need_nothing_from_another_machine(client: TestClient) -> None:
     assert "http://" not in page.text
     assert "https://" not in page.text
     assert "<script" not in page.text
+
+
+def test_the_docs_write_whole_numbers_and_code_as_such(client: TestClient) -> None:
+    page = client.get("/docs").text
+    assert "<td>integer ≥ 1 ≤ 10000000<td>" in page
+    assert "integer ≥ 0 &lt; 9223372036854775808" in page
+    assert "<code>from_scratch</code>" in page
+    assert "`" not in page
 
 
 def test_without_a_page_the_front_is_a_404(

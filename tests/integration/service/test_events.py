@@ -15,7 +15,7 @@ from starlette.testclient import TestClient
 from core.checkpointing import Checkpoint
 from jobs.lease import Failed
 from jobs.tables import Job
-from tests.integration.service.conftest import Hand, Running
+from tests.integration.service.conftest import Enlist, Hand, Running
 
 Finished = Callable[..., tuple[Job, Checkpoint]]
 RunService = Callable[..., AbstractContextManager[Running]]
@@ -103,6 +103,16 @@ def test_a_person_gets_lines(client: TestClient, finished: Finished, asked: dict
     answer = client.get(f"/jobs/{job.id}/events", **asked)
     assert answer.headers["content-type"] == "text/plain; charset=utf-8"
     assert answer.text == "🚀 Training\n"
+
+
+def test_of_the_newest_job_there_is_no_going_on_from_a_number(client: TestClient, finished: Finished) -> None:
+    job, _ = finished()
+    path = "/jobs/latest/events"
+    assert client.get(path).text == client.get(f"/jobs/{job.id}/events").text
+    for asked in ({"headers": {"Last-Event-ID": "1"}}, {"params": {"after": "0"}}):
+        answer = client.get(path, **asked)
+        assert (answer.status_code, answer.json()["code"]) == (400, "position_invalid")
+        assert job.id in answer.json()["detail"]
 
 
 def test_a_person_reads_why_a_job_failed(client: TestClient, submit: Callable[..., Job], hand: Hand) -> None:
@@ -199,7 +209,7 @@ def test_streams_say_farewell_when_the_service_ends(running: Running, submit: Ca
     for thread in threads:
         thread.join(timeout=5)
     assert "".join(sse).endswith(": The service is stopping; come back to go on.\n\n")
-    assert "".join(text) == "# The service is stopping; come back to go on.\n"
+    assert "".join(text).endswith("# The service is stopping; come back to go on.\n")
 
 
 def test_no_more_streams_than_may_be(run_service: RunService, submit: Callable[..., Job]) -> None:
@@ -240,3 +250,30 @@ def test_a_reader_that_leaves_is_forgotten(running: Running, submit: Callable[..
         next(answer.iter_text())
         assert tails.num_streams == 1
     until(lambda: tails.num_streams == 0)
+
+
+WAITING = "⏳ Waiting for a worker …\n"
+
+
+@pytest.mark.parametrize("seen", [None, 31.0])
+def test_a_person_is_told_at_once_that_no_worker_is_there(
+    running: Running, submit: Callable[..., Job], hand: Hand, enlist: Enlist, seen: float | None
+) -> None:
+    if seen is not None:
+        enlist("gone", None, age=seen)
+    job = submit()
+    text: list[str] = []
+    thread = read(running, job, text, params={"format": "text"})
+    until(lambda: "".join(text) == WAITING)
+    hand.finish(hand.claim())
+    thread.join(timeout=5)
+    assert "".join(text) == WAITING
+
+
+def test_a_person_whose_job_waits_behind_others_is_told_nothing(
+    client: TestClient, submit: Callable[..., Job], enlist: Enlist
+) -> None:
+    enlist("busy", None)
+    job = submit()
+    client.app.state.tails.close()  # type: ignore[attr-defined]  # the stream ends by itself then
+    assert WAITING not in client.get(f"/jobs/{job.id}/events?format=text").text

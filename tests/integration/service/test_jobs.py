@@ -17,7 +17,7 @@ Finished = Callable[..., tuple[Job, Checkpoint]]
 FIELDS = {
     *("id", "name", "state", "config", "step", "start_step", "training_steps", "attempt", "parent", "checkpoint"),
     *("progress", "eta_seconds", "tokens_per_second", "train_loss", "val_loss", "error", "created_at", "started_at"),
-    *("finished_at", "metadata", "priority", "diff", "mode", "events_url"),
+    *("finished_at", "metadata", "priority", "diff", "mode", "events_url", "stop_requested"),
 }
 
 
@@ -94,7 +94,7 @@ def test_a_full_queue_says_when_to_come_back(serve: Serve) -> None:
     answer = client.post("/jobs", json=BODY)
     assert (answer.status_code, answer.json()["code"]) == (429, "queue_full")
     assert int(answer.headers["retry-after"]) > 0
-    assert client.post("/jobs", json=BODY, headers={"Idempotency-Key": "k"}).status_code == 200
+    assert client.post("/jobs", json=BODY, headers={"Idempotency-Key": "k"}).headers["idempotency-replayed"]
 
 
 def test_a_repeated_request_is_answered_with_the_first_ones_job(client: TestClient, settings: ServiceSettings) -> None:
@@ -103,7 +103,7 @@ def test_a_repeated_request_is_answered_with_the_first_ones_job(client: TestClie
     (settings.sources / "tale.md").unlink()
     again = client.post("/jobs", json=BODY, headers=key)
     other = client.post("/jobs", json={**BODY, "seed": 7}, headers=key)
-    assert (first.status_code, again.status_code) == (201, 200)
+    assert (first.status_code, again.status_code) == (201, 201)
     assert again.headers["idempotency-replayed"] == "true"
     assert "idempotency-replayed" not in first.headers
     assert again.json() == first.json()
@@ -115,7 +115,8 @@ def test_ten_repeats_at_once_make_one_job(client: TestClient) -> None:
     with ThreadPoolExecutor(10) as threads:
         sent = [threads.submit(client.post, "/jobs", json=BODY, headers={"Idempotency-Key": "k"}) for _ in range(10)]
         answers = [each.result() for each in sent]
-    assert sorted(answer.status_code for answer in answers) == [200] * 9 + [201]
+    assert [answer.status_code for answer in answers] == [201] * 10
+    assert sum("idempotency-replayed" in answer.headers for answer in answers) == 9
     assert len({answer.json()["id"] for answer in answers}) == 1
     assert len(client.get("/jobs").json()["data"]) == 1
 
@@ -169,8 +170,20 @@ def test_a_queued_job_is_cancelled_at_once_and_stays_so(client: TestClient, subm
 def test_a_running_job_is_asked_to_stop(client: TestClient, submit: Callable[..., Job], hand: Hand) -> None:
     submit()
     job = hand.claim()
-    answer = client.post(f"/jobs/{job.id}/cancel")
-    assert (answer.status_code, answer.json()["state"]) == (200, "running")
+    assert client.get(f"/jobs/{job.id}").json()["stop_requested"] is None
+    for verb in ("pause", "cancel"):
+        answer = client.post(f"/jobs/{job.id}/{verb}")
+        assert (answer.status_code, answer.json()["state"], answer.json()["stop_requested"]) == (200, "running", verb)
+
+
+def test_the_newest_job_can_be_looked_at_but_not_steered_by_that_name(
+    client: TestClient, submit: Callable[..., Job]
+) -> None:
+    job = submit()
+    assert client.get("/jobs/latest").json()["id"] == job.id
+    for verb in ("cancel", "pause"):
+        assert client.post(f"/jobs/latest/{verb}").status_code == 404
+    assert client.get(f"/jobs/{job.id}").json()["state"] == "queued"
 
 
 def test_progress_shows_what_the_run_said(client: TestClient, submit: Callable[..., Job], hand: Hand) -> None:

@@ -2,15 +2,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
 
 from core.checkpointing import Checkpoint
+from jobs.lease import Stopped
 from jobs.tables import Job
 from service.settings import ServiceSettings
-from tests.integration.service.conftest import TALE, Hand, Save
+from tests.integration.service.conftest import BODY, TALE, Hand, Save
 
 Finished = Callable[..., tuple[Job, Checkpoint]]
 
@@ -22,11 +24,127 @@ def test_a_paused_job_goes_on_itself(client: TestClient, submit: Callable[..., J
     assert (answer.status_code, answer.json()["id"], answer.json()["state"]) == (200, job.id, "queued")
 
 
-def test_a_paused_job_takes_no_other_settings(client: TestClient, submit: Callable[..., Job]) -> None:
+@pytest.fixture
+def paused(client: TestClient, submit: Callable[..., Job], hand: Hand) -> Callable[..., str]:
+    """The path of a job that was paused at step 15 of a run from 10 to 30."""
+
+    def paused(**given: Any) -> str:
+        submit(**{"start_step": 10, **given})
+        job = hand.claim()
+        hand.say(job, ("step", {"step": 15, "loss": 2.0}))
+        client.post(f"/jobs/{job.id}/pause")
+        hand.finish(job, Stopped())
+        return f"/jobs/{job.id}"
+
+    return paused
+
+
+def test_a_paused_job_goes_on_with_other_settings(client: TestClient, paused: Callable[..., str]) -> None:
+    path = paused(metadata={"a": "1"})
+    body = {"learning_rate": 0.1, "resume_steps": 7, "name": "slower", "priority": 3}
+    answer = client.post(f"{path}/resume", json=body)
+    job = answer.json()
+    assert (answer.status_code, job["state"], job["step"]) == (200, "queued", 15)
+    assert (job["training_steps"], job["config"]["training_steps"], job["config"]["learning_rate"]) == (12, 12, 0.1)
+    assert (job["name"], job["priority"], job["metadata"]) == ("slower", 3, {"a": "1"})
+    assert job["diff"] == [
+        {"field": "training_steps", "before": 20, "after": 12},
+        {"field": "learning_rate", "before": 0.001, "after": 0.1},
+    ]
+    assert client.get(path).json() == job
+
+
+def test_a_paused_job_makes_as_many_steps_as_before_unless_told(client: TestClient, paused: Callable[..., str]) -> None:
+    job = client.post(f"{paused()}/resume", json={"batch_size": 2, "metadata": {"b": "2"}}).json()
+    assert (job["training_steps"], job["config"]["training_steps"], job["metadata"]) == (20, 20, {"b": "2"})
+    assert job["diff"] == [{"field": "batch_size", "before": 4, "after": 2}]
+
+
+def test_a_job_paused_before_its_first_step_takes_other_settings_too(
+    client: TestClient, submit: Callable[..., Job]
+) -> None:
     job = submit()
     client.post(f"/jobs/{job.id}/pause")
-    answer = client.post(f"/jobs/{job.id}/resume", json={"learning_rate": 0.1})
+    answer = client.post(f"/jobs/{job.id}/resume", json={"learning_rate": 0.1, "training_steps": 5})
+    assert (answer.status_code, answer.json()["training_steps"]) == (200, 5)
+
+
+def test_an_exact_resume_that_is_changed_goes_on_as_the_change_asks(
+    client: TestClient, submit: Callable[..., Job]
+) -> None:
+    for body, mode in (({"learning_rate": 0.1}, "extend"), ({}, "exact"), ({"training_steps": 5}, "extend")):
+        path = f"/jobs/{submit(resume_mode='exact').id}"
+        client.post(f"{path}/pause")
+        assert client.post(f"{path}/resume", json=body).json()["mode"] == mode
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "said"),
+    [
+        ({"mode": "warm_start"}, 409, "also a warm start"),
+        ({"mode": "exact", "learning_rate": 0.1}, 409, "learning_rate: 0.001 → 0.1"),
+        ({"n_embd": 64, "name": "new"}, 409, "n_embd: 32 → 64"),
+        ({"source": "other.md"}, 409, "source: tale.md → other.md"),
+        ({"base_model": "/etc"}, 409, "base_model: gpt2 → /etc"),
+        ({"training_steps": 10_000_000}, 422, "training_steps"),
+    ],
+)
+def test_what_a_paused_job_cannot_become_leaves_it_paused(
+    client: TestClient, paused: Callable[..., str], body: dict[str, Any], status: int, said: str
+) -> None:
+    path = paused()
+    before = client.get(path).json()
+    assert (before["state"], before["stop_requested"]) == ("paused", None)
+    answer = client.post(f"{path}/resume", json=body)
+    assert (answer.status_code, said in answer.json()["detail"]) == (status, True), answer.text
+    assert client.get(path).json() == before
+
+
+def test_a_job_that_is_about_to_pause_cannot_be_changed_yet(
+    client: TestClient, submit: Callable[..., Job], hand: Hand
+) -> None:
+    submit()
+    path = f"/jobs/{hand.claim().id}"
+    client.post(f"{path}/pause")
+    answer = client.post(f"{path}/resume", json={"learning_rate": 0.1})
     assert (answer.status_code, answer.json()["code"]) == (409, "job_busy")
+    assert "wait until it is paused" in answer.json()["detail"]
+    assert client.post(f"{path}/resume").json()["stop_requested"] is None
+
+
+def test_a_paused_job_whose_text_is_gone_stays_paused(
+    client: TestClient, paused: Callable[..., str], settings: ServiceSettings
+) -> None:
+    path = paused()
+    (settings.sources / "tale.md").unlink()
+    answer = client.post(f"{path}/resume")
+    assert (answer.status_code, answer.json()["code"]) == (422, "source_not_found")
+    assert client.get(path).json()["state"] == "paused"
+
+
+def test_letting_a_job_go_on_can_be_repeated_under_its_key(
+    client: TestClient, paused: Callable[..., str], hand: Hand
+) -> None:
+    path, key, body = paused(), {"Idempotency-Key": "k"}, {"learning_rate": 0.1}
+    first = client.post(f"{path}/resume", json=body, headers=key)
+    again = client.post(f"{path}/resume", json=body, headers=key)
+    assert (first.status_code, again.status_code) == (200, 200)
+    assert ("idempotency-replayed" in first.headers, again.headers["idempotency-replayed"]) == (False, "true")
+    assert again.json() == first.json()
+    hand.finish(hand.claim())
+    assert client.post(f"{path}/resume", json=body, headers=key).json()["state"] == "succeeded"
+    for elsewhere, other in ((f"{path}/resume", {"learning_rate": 0.2}), (f"{path}/resume", None), ("/jobs", BODY)):
+        answer = client.post(elsewhere, json=other, headers=key)
+        assert (answer.status_code, answer.json()["code"]) == (422, "idempotency_conflict")
+
+
+def test_ten_repeats_at_once_let_a_job_go_on_once(client: TestClient, paused: Callable[..., str]) -> None:
+    path, key = paused(), {"Idempotency-Key": "k"}
+    with ThreadPoolExecutor(10) as threads:
+        sent = [threads.submit(client.post, f"{path}/resume", headers=key) for _ in range(10)]
+        answers = [each.result() for each in sent]
+    assert [answer.status_code for answer in answers] == [200] * 10
+    assert sum("idempotency-replayed" in answer.headers for answer in answers) == 9
 
 
 def test_a_job_that_still_runs_points_to_its_checkpoints(
@@ -151,7 +269,7 @@ def test_a_repeated_resume_makes_one_job(client: TestClient, save: Save) -> None
     path, key = f"/jobs/{save().manifest.id}/resume", {"Idempotency-Key": "k"}
     first = client.post(path, headers=key)
     again = client.post(path, headers=key)
-    assert (first.status_code, again.status_code) == (201, 200)
+    assert (first.status_code, again.status_code) == (201, 201)
     assert again.json()["id"] == first.json()["id"]
     assert client.post(path, headers=key, json={"resume_steps": 3}).status_code == 422
 

@@ -1,16 +1,23 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from client import cli
 from client.cli import main
+from client.command_name import command_name
 from core.config import TrainingConfig
+from tests.conftest import PROJECT
 from tests.unit.client.conftest import JOB, FakeService, sse
 
 Ratchet = Callable[..., tuple[int, str, str]]
@@ -234,3 +241,44 @@ def test_the_places_of_serve_become_its_environment(monkeypatch: pytest.MonkeyPa
         cli.main(["serve", "--port", "8123", "--data", "somewhere"])
     told = {name: value for name, value in became[0].items() if name.startswith("RATCHET_")}
     assert told == {"RATCHET_PORT": "8123", "RATCHET_DATA": "somewhere", "RATCHET_SOURCES": "/from/outside"}
+
+
+def test_a_key_that_cannot_be_sent_is_exit_code_2_and_not_shown(
+    ratchet: Ratchet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RATCHET_API_KEY", "secret\nX-Other: 1")
+    code, out, err = ratchet("status")
+    assert (code, out) == (2, "")
+    assert err.startswith("RATCHET_API_KEY: ")
+    assert len(err.splitlines()) == 1
+    assert "secret" not in err
+
+
+def test_the_version_is_the_installed_one(ratchet: Ratchet) -> None:
+    assert ratchet("--version") == (0, f"ratchet {version('ratchet')}\n", "")
+
+
+@pytest.mark.parametrize("on_path", [True, False])
+def test_a_hint_calls_the_command_as_a_shell_would_find_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_path: bool
+) -> None:
+    (tmp_path / "bin").mkdir()
+    command = tmp_path / "bin" / "ratchet"
+    command.touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(command.parent) if on_path else "/nowhere")
+    monkeypatch.setattr(sys, "argv", ["bin/ratchet", "jobs"])
+    assert command_name() == ("ratchet" if on_path else "bin/ratchet")
+
+
+def test_a_hint_of_a_checkout_that_is_not_installed_names_the_interpreter() -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        done = subprocess.run(
+            [sys.executable, "-m", "client", "jobs"],
+            cwd=PROJECT,
+            env={**os.environ, "RATCHET_URL": f"127.0.0.1:{nobody.getsockname()[1]}"},
+            capture_output=True,
+            text=True,
+        )
+    assert done.returncode == 3
+    assert done.stderr.endswith(f"Start the service with: {sys.executable} -m client up\n")

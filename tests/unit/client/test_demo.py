@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import json
 import socket
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from rich.console import Console
 from client import demo
 from client.api import Ratchet
 from core.config import TrainingConfig
+from tests.conftest import PROJECT
 from tests.unit.client.conftest import JOB, FakeService, sse
 
 CHECKPOINT = {"id": "ckpt_end", "name": "checkpoint_end", "step": 600}
@@ -50,7 +52,7 @@ def test_the_tours_own_settings_make_a_run() -> None:
 def test_a_service_that_cannot_start_is_one_sentence_and_exit_code_1(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(demo, "DATA", tmp_path)
+    monkeypatch.setenv("RATCHET_DEMO_DATA", str(tmp_path))
     monkeypatch.setattr(demo, "UP", (sys.executable, "-c", "import sys; sys.exit('no disk')"))
     assert demo.main() == 1
     said = capsys.readouterr().err
@@ -59,14 +61,33 @@ def test_a_service_that_cannot_start_is_one_sentence_and_exit_code_1(
     assert (tmp_path / "up.log").read_text() == "no disk\n"
 
 
-def test_the_settings_of_another_service_do_not_reach_the_tours_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RATCHET_DATABASE_URL", "postgresql://production")
-    monkeypatch.setenv("RATCHET_LEASE_SECONDS", "1")
-    monkeypatch.setenv("RATCHET_API_KEY", "secret")
-    environment = demo._environment()
-    assert environment["RATCHET_DATABASE_URL"] == ""
-    assert "RATCHET_LEASE_SECONDS" not in environment
-    assert environment["RATCHET_API_KEY"] == "secret"
+@pytest.mark.parametrize("in_file", [True, False])
+def test_the_settings_of_another_service_do_not_reach_the_tours_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_file: bool
+) -> None:
+    foreign = {
+        "RATCHET_API_KEY": "secret",
+        "RATCHET_HOST": "0.0.0.0",
+        "RATCHET_DATABASE_URL": "postgresql://production",
+        "RATCHET_MODELS": "/elsewhere",
+        "RATCHET_MAX_CONFIG_BYTES": "1",
+    }
+    if in_file:
+        (tmp_path / ".env").write_text("".join(f"{name}={value}\n" for name, value in foreign.items()))
+    else:
+        for name, value in foreign.items():
+            monkeypatch.setenv(name, value)
+    shown = "from service.settings import ServiceSettings as S; import sys; sys.exit(S().model_dump_json())"
+    monkeypatch.setattr(demo, "PROJECT", tmp_path)
+    monkeypatch.setattr(demo, "UP", (sys.executable, "-c", shown))
+    monkeypatch.setenv("RATCHET_DEMO_DATA", str(tmp_path / "demo"))
+    monkeypatch.setenv("PYTHONPATH", str(PROJECT))
+    assert demo.main() == 1
+    said = (tmp_path / "demo" / "up.log").read_text()
+    assert json.loads(said)["api_key"] is None
+    assert json.loads(said)["host"] == "127.0.0.1"
+    assert not any(value in said for value in ("secret", "production", "elsewhere"))
+    assert json.loads(said)["max_config_bytes"] > 1
 
 
 def test_a_port_that_someone_has_is_left_to_them(monkeypatch: pytest.MonkeyPatch) -> None:

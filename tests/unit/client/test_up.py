@@ -185,3 +185,42 @@ sys.stdin.read()
     process.kill()
     process.communicate()
     wait_for(lambda: alive(tmp_path) == [])
+
+
+MORTAL = (
+    STAY
+    + "print('Ratchet is ready at http://127.0.0.1:4567', flush=True); print(os.environ['RATCHET_PORT'], flush=True);"
+)
+
+
+def test_a_service_that_dies_is_back_on_the_port_it_had_and_its_workers_go_on(start: Start, tmp_path: Path) -> None:
+    up = start(service=MORTAL + "time.sleep(60)")
+    assert [up.stdout.readline() for _ in range(2)] == ["Ratchet is ready at http://127.0.0.1:4567\n", "8123\n"]
+    wait_for(lambda: len(pids(tmp_path)) == 2)
+    (service,) = (pid for pid in pids(tmp_path) if b"Ratchet is ready" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    os.kill(service, signal.SIGKILL)
+    assert [up.stdout.readline() for _ in range(2)] == ["Ratchet is ready at http://127.0.0.1:4567\n", "4567\n"]
+    assert len(pids(tmp_path)) == 3, "nobody but the service was started again"
+    assert len(alive(tmp_path)) == 2
+    code, _, err = stop(up)
+    assert code == 0
+    assert "The service ended with exit code 137; it starts again in 0.05 s." in err
+    assert alive(tmp_path) == []
+
+
+def test_a_service_that_keeps_dying_ends_the_household_with_its_exit_code(start: Start, tmp_path: Path) -> None:
+    up = start(service=MORTAL + "sys.exit(5)")
+    _, err = up.communicate(timeout=10)
+    assert up.returncode == 5
+    said = [line.split("; ")[1] for line in err.splitlines() if line.startswith("The service ended with exit code 5")]
+    assert said == ["it starts again in 0.05 s.", "it starts again in 0.1 s.", "stopping."]
+    assert alive(tmp_path) == []
+
+
+@pytest.mark.parametrize("code", [0, 2])
+def test_a_service_that_means_to_end_is_not_started_again(start: Start, tmp_path: Path, code: int) -> None:
+    up = start(service=MORTAL + f"sys.exit({code})")
+    _, err = up.communicate(timeout=10)
+    assert up.returncode == code
+    assert "starts again" not in err
+    assert alive(tmp_path) == []

@@ -124,6 +124,21 @@ def test_a_paused_job_goes_back_in_line_without_its_request(session: Any, bring:
     assert (job.state, job.stop_requested) == (State.QUEUED, None)
 
 
+def test_what_changes_as_a_job_goes_on_is_set_with_it(session: Any, bring: Any) -> None:
+    changes = {"meta": {"a": "1"}, "diff": [], "training_steps": 7, "resume_key": "k", "resume_hash": "h"}
+    job = queue.unpause(session, bring(State.PAUSED), **changes)
+    session.refresh(job)
+    assert (job.state, job.model_dump(include=set(changes))) == (State.QUEUED, changes)
+
+
+def test_a_request_that_let_a_job_go_on_is_known_by_its_key(session: Any, bring: Any) -> None:
+    job = queue.unpause(session, bring(State.PAUSED), resume_key="k", resume_hash="h")
+    assert queue.made_before(session, job.owner, "k", "h") is job
+    assert queue.made_before(session, "another", "k", "h") is None
+    with pytest.raises(IdempotencyConflict):
+        queue.made_before(session, job.owner, "k", "other")
+
+
 def test_a_pause_that_has_not_begun_can_be_taken_back(session: Any, bring: Any) -> None:
     job = queue.unpause(session, queue.request_pause(session, bring(State.RUNNING)))
     assert (job.state, job.stop_requested) == (State.RUNNING, None)

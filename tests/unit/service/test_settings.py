@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import socket
+from urllib.parse import urlsplit
+
 import pytest
 from pydantic import ValidationError
 
+from service.server import address_of, listen
 from tests.unit.service.conftest import Settled
 
 
@@ -45,3 +49,20 @@ def test_the_base_model_has_the_seeds_name_too(
 
 def test_the_key_does_not_show_in_a_log(settled: Settled) -> None:
     assert "s3cret" not in repr(settled(api_key="s3cret"))
+
+
+@pytest.mark.parametrize(
+    ("host", "shown"), [("0.0.0.0", "127.0.0.1"), ("::", "[::1]"), ("::1", "[::1]"), ("127.0.0.9", "127.0.0.9")]
+)
+def test_the_address_that_is_shown_answers(settled: Settled, host: str, shown: str) -> None:
+    settings = settled(host=host, port=0, api_key="s3cret")
+    try:
+        listening = listen(settings)
+    except OSError:
+        pytest.skip(f"this machine has no {host}")
+    with listening:
+        url = urlsplit(address_of(settings, listening))
+        assert url.netloc.startswith(f"{shown}:")
+        socket.create_connection((str(url.hostname), int(url.port or 0)), timeout=5).close()
+        if host == "::" and socket.has_dualstack_ipv6():
+            socket.create_connection(("127.0.0.1", int(url.port or 0)), timeout=5).close()
