@@ -23,7 +23,8 @@ demo: setup  ## Train, resume and talk to a model, live in this terminal
 	@$(BIN)/python -m client.demo
 
 test: setup  ## Run all tests
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --quiet -m "not alone" --numprocesses=auto --maxprocesses=4 --dist=loadfile
+	@$(BIN)/python -m pytest --quiet -m alone
 
 check: setup  ## Lint, types, contracts
 	@$(BIN)/ruff format --check --quiet .

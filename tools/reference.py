@@ -36,7 +36,7 @@ may differ from the checkpoint's: e `exact`, x `extend`, w `warm_start` (`RESUME
 """
 
 ALONE = """| `CHECKPOINT_PATH` | | | | | Resume from this: a folder, a `.pt` file, or a name below `CHECKPOINT_DIR`. |
-| `RESUME_STEPS` | what the run had left; of a finished run, as many again | `resume_steps` | | | How many more updates a resume makes. |
+| `RESUME_STEPS` | what is left, or all again | `resume_steps` | | | How many more updates a resume makes. |
 | `RESUME_MODE` | `extend` | `mode` | | | `exact`, `extend` or `warm_start`. |
 """
 

@@ -303,6 +303,18 @@ def test_a_checkpoint_that_its_job_has_not_reported_yet_is_left_to_it(
     assert client.get(f"/checkpoints/{saved.manifest.id}").status_code == 404
 
 
+def test_a_checkpoint_that_an_ended_job_never_reported_is_listed_as_its_own(
+    client: TestClient, submit: Callable[..., Job], hand: Hand, save: Save
+) -> None:
+    submit()
+    job = hand.claim()
+    saved = save(job_id=job.id)
+    hand.finish(job)
+    assert [(row["id"], row["job_id"]) for row in client.get("/checkpoints").json()["data"]] == [
+        (saved.manifest.id, job.id)
+    ]
+
+
 NONSENSE: list[dict[str, Any]] = [
     {"step": 10**30},
     {"step": "many"},
