@@ -21,6 +21,7 @@ from core.events import CheckpointSaved, Emit
 from core.models import LanguageModel
 from core.models.base import find_base
 from core.models.gpt2 import GPT2Wrapper
+from core.parts import Parts, build_model, build_optimizer
 from core.resume_rules import ResumeMode
 from core.sources import SourceText
 from core.state import (
@@ -32,7 +33,7 @@ from core.state import (
     seed_everything,
 )
 from core.tokenizer import CharacterTokenizer, Tokenizer
-from core.trainer import Parts, SaveRun, ShouldStop, Trainer, build_model, build_optimizer
+from core.trainer import SaveRun, ShouldStop, Trainer
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,8 +16,8 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from core.errors import ConfigError
-from core.resume_rules import Difference, ResumeMode, merge
+from core.errors import ConfigError, Difference
+from core.resume_rules import ResumeMode, merge
 
 ModelType = Literal["gpt2", "from_scratch"]
 

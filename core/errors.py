@@ -26,10 +26,8 @@ A mistake of ours is an assert, never one of these.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
-
-if TYPE_CHECKING:
-    from core.resume_rules import Difference
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 
 class RatchetError(Exception):
@@ -133,6 +131,18 @@ class CheckpointUnsafe(CheckpointError):
     """The file holds more than tensors and plain values, so it is not opened."""
 
     code = "checkpoint_unsafe"
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One setting that differs between a checkpoint and the run that goes on from it."""
+
+    field: str
+    before: Any
+    after: Any
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.before} → {self.after}"
 
 
 class CheckpointMismatch(CheckpointError):

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 from core.events import Emit, Log
+from core.parts import Parts
 from core.state import RunState
-
-if TYPE_CHECKING:
-    from core.trainer import Parts
 
 
 class Narrator:

@@ -8,11 +8,10 @@ A setting that is in neither set of `RULES` may change in every mode. How long t
 from __future__ import annotations
 
 from collections.abc import Container, Mapping
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from core.errors import CheckpointMismatch
+from core.errors import CheckpointMismatch, Difference
 
 
 class ResumeMode(StrEnum):
@@ -59,18 +58,6 @@ RULES: dict[ResumeMode, str] = {
     ResumeMode.EXTEND: "everything but the model's shape, the source, the seed and the warm-up",
     ResumeMode.WARM_START: "everything but the model's shape",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """One setting that differs between a checkpoint and the run that goes on from it."""
-
-    field: str
-    before: Any
-    after: Any
-
-    def __str__(self) -> str:
-        return f"{self.field}: {self.before} → {self.after}"
 
 
 def may_change(field: str, mode: ResumeMode) -> bool:

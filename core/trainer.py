@@ -9,25 +9,24 @@ Shapes: B batch, T block_size.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
-from pathlib import Path
 
-import psutil
 import torch
 
 from core.config import TrainingConfig
-from core.data import TokenData, batch
+from core.data import batch
 from core.errors import NonFiniteLoss, RatchetError
 from core.events import CheckpointSaved, Emit, Eval, Sample, Started, Step, Warned
 from core.generation import Completion, Sampling, final_prompt
 from core.models import LanguageModel
-from core.models.bigram import BigramLanguageModel, BigramLanguageModelLoRA
 from core.narration import Narrator
+from core.pace import Clock, memory_bytes
+from core.parts import Parts
+from core.parts import build_model as build_model
+from core.parts import build_optimizer as build_optimizer
 from core.state import RunState
-from core.tokenizer import Tokenizer
 
 PROGRESS_EVERY = 25
 CLIP_FULL = 1.0
@@ -42,29 +41,6 @@ class Outcome(StrEnum):
 
     FINISHED = "finished"
     STOPPED = "stopped"
-
-
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """What a run is made of."""
-
-    config: TrainingConfig
-    model: LanguageModel
-    optimizer: torch.optim.Optimizer
-    tokenizer: Tokenizer
-    tokens: TokenData
-    device: str
-    block_size: int
-
-    def warnings(self) -> list[str]:
-        """What the user should know before it begins."""
-        said = [self.tokens.warning] if self.tokens.warning else []
-        if self.block_size < self.config.block_size:
-            said.append(
-                f"block_size {self.config.block_size} is more than the model's {self.block_size} positions; "
-                f"training with {self.block_size}"
-            )
-        return said
 
 
 @dataclass(slots=True)
@@ -85,12 +61,12 @@ class Trainer:
     should_stop: ShouldStop
     save: SaveRun | None = None
     narrator: Narrator = field(init=False)
-    clock: _Clock = field(init=False)
+    clock: Clock = field(init=False)
     saved_step: int = field(init=False, default=-1)
 
     def __post_init__(self) -> None:
         self.narrator = Narrator(self.emit)
-        self.clock = _Clock(self.parts.config.batch_size * self.parts.block_size)
+        self.clock = Clock(self.parts.config.batch_size * self.parts.block_size)
 
     def train(self) -> Outcome:
         """Make every update up to `end_step`, or stop at a step boundary when asked to."""
@@ -252,65 +228,6 @@ class Trainer:
         self.narrator.sampled(prompt, text)
 
 
-class _Clock:
-    """How fast the updates alone are, without evaluations and saves; and how long all of it has taken."""
-
-    def __init__(self, tokens_per_step: int) -> None:
-        self.tokens_per_step = tokens_per_step
-        self.seconds_per_step = math.nan
-        self.began = time.perf_counter()
-        self._step_began = self.began
-
-    def start(self) -> None:
-        self._step_began = time.perf_counter()
-
-    def stop(self) -> None:
-        took = time.perf_counter() - self._step_began
-        # A moving average over about ten steps: steady enough to read, quick enough to show a change.
-        self.seconds_per_step = took if math.isnan(self.seconds_per_step) else 0.9 * self.seconds_per_step + 0.1 * took
-
-    @property
-    def tokens_per_second(self) -> float:
-        return self.tokens_per_step / self.seconds_per_step
-
-    @property
-    def elapsed(self) -> float:
-        return time.perf_counter() - self.began
-
-
-def build_model(config: TrainingConfig, vocab_size: int | None = None, base: Path | None = None) -> LanguageModel:
-    """The model that `config` describes, on the CPU.
-
-    Args:
-        vocab_size: For a model from scratch, the tokenizer's.
-        base: For GPT-2, the folder of the weights to start from; without it, `config.base_model` is looked up.
-
-    Raises:
-        ModelUnavailable: the base cannot be had.
-    """
-    if config.model_type == "gpt2":
-        from core.models.base import find_base
-        from core.models.gpt2 import GPT2Wrapper
-
-        folder = base or find_base(config.base_model)
-        lora = (config.use_lora, config.lora_rank, config.lora_alpha, config.lora_dropout)
-        return GPT2Wrapper(folder, *lora, dropout=config.dropout, base_name=config.base_model)
-    assert vocab_size is not None, "a model from scratch needs its tokenizer's vocabulary"
-    shape = (vocab_size, config.block_size, config.n_embd, config.n_head, config.n_layer, config.dropout)
-    if not config.use_lora:
-        return BigramLanguageModel(*shape)
-    return BigramLanguageModelLoRA(
-        *shape, lora_rank=config.lora_rank, lora_alpha=config.lora_alpha, lora_dropout=config.lora_dropout
-    )
-
-
-def build_optimizer(config: TrainingConfig, model: LanguageModel) -> torch.optim.Optimizer:
-    """AdamW over the parameters that train: with LoRA the adapters' (and whatever else was left free), else all."""
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    # beta2 of 0.99: runs here are hundreds of steps, and a memory of a thousand would never warm up.
-    return torch.optim.AdamW(trainable, lr=config.learning_rate, betas=(0.9, 0.99))
-
-
 def run_training(trainer: Trainer) -> Outcome:
     """Train from the run's step to its end."""
     return trainer.train()
@@ -364,10 +281,3 @@ def clip_gradients(model: LanguageModel, config: TrainingConfig) -> float:
     limit = CLIP_LORA if config.use_lora else CLIP_FULL
     trainable = [parameter for parameter in model.parameters() if parameter.grad is not None]
     return float(torch.nn.utils.clip_grad_norm_(trainable, limit))
-
-
-def memory_bytes(device: str) -> int:
-    """Allocated on the GPU, or resident in this process."""
-    if device.startswith("cuda"):
-        return int(torch.cuda.memory_allocated(device))
-    return int(psutil.Process().memory_info().rss)

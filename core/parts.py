@@ -1,0 +1,70 @@
+"""What a run is made of, and how its two largest parts are built."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from core.config import TrainingConfig
+from core.data import TokenData
+from core.models import LanguageModel
+from core.models.bigram import BigramLanguageModel, BigramLanguageModelLoRA
+from core.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a run is made of."""
+
+    config: TrainingConfig
+    model: LanguageModel
+    optimizer: torch.optim.Optimizer
+    tokenizer: Tokenizer
+    tokens: TokenData
+    device: str
+    block_size: int
+
+    def warnings(self) -> list[str]:
+        """What the user should know before it begins."""
+        said = [self.tokens.warning] if self.tokens.warning else []
+        if self.block_size < self.config.block_size:
+            said.append(
+                f"block_size {self.config.block_size} is more than the model's {self.block_size} positions; "
+                f"training with {self.block_size}"
+            )
+        return said
+
+
+def build_model(config: TrainingConfig, vocab_size: int | None = None, base: Path | None = None) -> LanguageModel:
+    """The model that `config` describes, on the CPU.
+
+    Args:
+        vocab_size: For a model from scratch, the tokenizer's.
+        base: For GPT-2, the folder of the weights to start from; without it, `config.base_model` is looked up.
+
+    Raises:
+        ModelUnavailable: the base cannot be had.
+    """
+    if config.model_type == "gpt2":
+        from core.models.base import find_base
+        from core.models.gpt2 import GPT2Wrapper
+
+        folder = base or find_base(config.base_model)
+        lora = (config.use_lora, config.lora_rank, config.lora_alpha, config.lora_dropout)
+        return GPT2Wrapper(folder, *lora, dropout=config.dropout, base_name=config.base_model)
+    assert vocab_size is not None, "a model from scratch needs its tokenizer's vocabulary"
+    shape = (vocab_size, config.block_size, config.n_embd, config.n_head, config.n_layer, config.dropout)
+    if not config.use_lora:
+        return BigramLanguageModel(*shape)
+    return BigramLanguageModelLoRA(
+        *shape, lora_rank=config.lora_rank, lora_alpha=config.lora_alpha, lora_dropout=config.lora_dropout
+    )
+
+
+def build_optimizer(config: TrainingConfig, model: LanguageModel) -> torch.optim.Optimizer:
+    """AdamW over the parameters that train: with LoRA the adapters' (and whatever else was left free), else all."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    # beta2 of 0.99: runs here are hundreds of steps, and a memory of a thousand would never warm up.
+    return torch.optim.AdamW(trainable, lr=config.learning_rate, betas=(0.9, 0.99))
