@@ -5,18 +5,26 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from core.checkpointing import CheckpointStore, new_manifest, save_checkpoint
+from core.checkpointing import (
+    Checkpoint,
+    CheckpointStore,
+    load_checkpoint,
+    new_manifest,
+    read_manifest,
+    save_checkpoint,
+)
 from core.config import TrainingConfig, config_to_dict, parse
 from core.data import TokenData, prepare_data_and_tokenizer, prepare_gpt2_data
 from core.devices import select_device
-from core.errors import CheckpointMismatch, GenerationError
+from core.errors import CheckpointMismatch, CheckpointNotFound, GenerationError
 from core.events import CheckpointSaved, Emit
 from core.models import LanguageModel
 from core.models.base import find_base
@@ -108,6 +116,37 @@ def load_for_generation(content: CheckpointContent, models_root: Path | None = N
         model = build_model(config, tokenizer.vocab_size)
     model.load_tensors(content["model_state_dict"])
     return model.to(select_device()).eval(), tokenizer
+
+
+def adopt_legacy(path: Path, store: CheckpointStore, models_root: Path | None = None) -> Checkpoint:
+    """Publish a legacy `.pt` file as a checkpoint of our own under its name; if that was done before, find it.
+
+    From then on it is resumed from, talked to and exported like any other; the file stays as it is.
+
+    Raises:
+        CheckpointError, ModelUnavailable, ConfigError: said in one sentence.
+    """
+    with suppress(CheckpointNotFound):
+        return read_manifest(store.root / path.stem)
+    content = load_checkpoint(path)
+    config = parse(TrainingConfig, content["config"])
+    model, tokenizer = load_for_generation(content, models_root)
+    optimizer = build_optimizer(config, model)
+    if content["optimizer_state_dict"] is not None:
+        _restore_legacy_optimizer(optimizer, content["optimizer_state_dict"])
+    run = _run_state(content, ResumeMode.EXTEND)
+    captured = capture(model, optimizer, tokenizer, run)
+    # The older scripts kept no generators, and this process's are nobody's.
+    captured = replace(captured, plain={**captured.plain, "rng": None})
+    manifest = new_manifest(
+        model=model.name,
+        source=config.source,
+        step=content["step"],
+        end_step=content["end_step"],
+        config=config_to_dict(config),
+        versions=_versions(),
+    ).model_copy(update={"name": path.stem})
+    return save_checkpoint(store, manifest, captured.write)
 
 
 def load_base(name: str, models_root: Path | None = None) -> tuple[LanguageModel, Tokenizer]:

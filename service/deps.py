@@ -6,13 +6,14 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from typing import Annotated
 
+from anyio import from_thread
 from fastapi import Depends, Query, Request
 
 from jobs import catalog
 from jobs.database import Database
 from jobs.tables import Job
 from service.errors import BodyTooLarge
-from service.inference import Inference
+from service.inference import Inference, find_desk
 from service.settings import ServiceSettings
 from service.shelf import Shelf
 from service.tails import Tails
@@ -61,8 +62,14 @@ Limit = Annotated[int, Query(ge=1, le=200, description="Items in one page.")]
 After = Annotated[str | None, Query(description="Id of the last item of the page before.")]
 
 
-async def _shelf(settings: Settings, ledger: Ledger) -> Shelf:
-    return Shelf(ledger, settings.checkpoints)
+async def _shelf(settings: Settings, ledger: Ledger, inference: Generation) -> Shelf:
+    def convert(name: str) -> None:
+        with ledger.read() as session:
+            desk = find_desk(session)
+        # Routes that look for checkpoints run in a thread of their own; the connection belongs to the event loop.
+        from_thread.run(inference.adopt, desk, name)
+
+    return Shelf(ledger, settings.checkpoints, convert)
 
 
 Checkpoints = Annotated[Shelf, Depends(_shelf)]

@@ -114,6 +114,20 @@ class Inference:
         finally:
             await answer.aclose()
 
+    async def adopt(self, desk: Desk, name: str) -> None:
+        """Let a worker make a checkpoint of a legacy file, which nobody but a worker can read.
+
+        Raises:
+            WorkerUnavailable, GenerationRefused, GenerationFailed: as for `ask`.
+        """
+        headers = {"Authorization": f"Bearer {desk.token}"}
+        try:
+            answer = await self._http.post(f"{desk.url.rstrip('/')}/adopt", json={"name": name}, headers=headers)
+        except httpx2.RequestError as error:
+            raise WorkerUnavailable("The worker that reads older checkpoints does not answer.") from error
+        if answer.status_code != 200:
+            raise await _refusal(answer)
+
 
 def _generates(worker: Worker) -> bool:
     return worker.inference_url is not None and not worker.draining and is_alive(worker)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import stat
+from collections.abc import Callable
 from pathlib import Path
 
 from sqlmodel import Session
@@ -16,6 +19,8 @@ from jobs.tables import FINAL, Checkpoint, Job
 
 log = logging.getLogger(__name__)
 
+_LEGACY = re.compile(r"checkpoint_[\w.-]{1,200}\.pt", re.ASCII)
+
 
 class Shelf:
     """All checkpoints under one root.
@@ -23,17 +28,22 @@ class Shelf:
     Args:
         ledger: Knows those that jobs made.
         root: Where they all are.
+        convert: Makes a checkpoint of the legacy file of that name below the root.
     """
 
-    def __init__(self, ledger: Database, root: Path) -> None:
+    def __init__(self, ledger: Database, root: Path, convert: Callable[[str], None]) -> None:
         self._ledger = ledger
         self._root = root
+        self._convert = convert
 
     def find(self, owner: str, ref: str) -> Checkpoint:
         """The checkpoint of that id or name, or the newest for `latest`; `.pt` after a name is tolerated.
 
+        A legacy `.pt` file of that name becomes a checkpoint of our own when it is first asked for.
+
         Raises:
             CheckpointNotFound: neither the ledger nor the disk has it.
+            WorkerUnavailable, GenerationRefused: a legacy file cannot be read now, or at all.
         """
         ref = ref.removesuffix(".pt")
         if ref == "latest":
@@ -42,7 +52,8 @@ class Shelf:
         try:
             return self._known(owner, ref)
         except CheckpointNotFound:
-            if not self.adopt_strays(owner):
+            converted = self._convert_legacy(ref)
+            if not self.adopt_strays(owner) and not converted:
                 raise
             return self._known(owner, ref)
 
@@ -71,6 +82,20 @@ class Shelf:
         with self._ledger.write() as session:
             adopted = [manifest.name for manifest in manifests if _adopt(session, owner, manifest)]
         return bool(adopted)
+
+    def _convert_legacy(self, ref: str) -> bool:
+        """Whether there is a legacy file of that name, which is then converted."""
+        name = f"{ref}.pt"
+        if not _LEGACY.fullmatch(name):
+            return False
+        try:
+            status = (self._root / name).lstat()
+        except OSError:
+            return False
+        if not stat.S_ISREG(status.st_mode):
+            return False
+        self._convert(name)
+        return True
 
     def _known(self, owner: str, ref: str) -> Checkpoint:
         with self._ledger.read() as session:

@@ -1,8 +1,11 @@
-"""The generation process: talks to any checkpoint or base model, one HTTP route on a port that only the service knows.
+"""The generation process: talks to any checkpoint or base model, over HTTP on a port that only the service knows.
 
 `POST /generate` with `Authorization: Bearer <token>` and a JSON object of `checkpoint` (name) or `model`, `prompts`,
 `n` and the sampling settings. The answer is a stream of JSON lines: `{"index", "text"}` for each piece, a line with
 `finish_reason` and token counts for each choice, `{"done": true}` last. An index is prompt × n + choice.
+
+`POST /adopt` with `{"name": "checkpoint_….pt"}` makes a checkpoint of our own out of a legacy file below the checkpoints
+root: what it takes to read one is here and not in the service.
 """
 
 from __future__ import annotations
@@ -60,6 +63,14 @@ class Ask(BaseModel):
     stop: list[str] = []
 
 
+class Adopt(BaseModel):
+    """The body of a request to adopt: the name of a `.pt` file."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field(pattern=r"^checkpoint_[\w.-]{1,200}\.pt$")
+
+
 class Models:
     """Models in memory, the least recently used of which makes room.
 
@@ -90,14 +101,24 @@ class Models:
 
         if kind == "model":
             return load_base(name, self.settings.models)
+        return load_for_generation(load_checkpoint(self._path(name)), self.settings.models)
+
+    def adopt(self, name: str) -> None:
+        """Make a checkpoint of our own out of a legacy file, once."""
+        from core.assembly import adopt_legacy
+
+        with self._lock:
+            adopt_legacy(self._path(name), self.store, self.settings.models)
+
+    def _path(self, name: str) -> Path:
         path = self.settings.checkpoints / name
-        if Path(name).name != name or name.startswith(".") or not path.exists():
+        if Path(name).name != name or name.startswith(".") or path.is_symlink() or not path.exists():
             raise CheckpointNotFound(f"no checkpoint '{name}'")
-        return load_for_generation(load_checkpoint(path), self.settings.models)
+        return path
 
 
 class Generation:
-    """The route.
+    """The routes.
 
     Args:
         models: Where models come from.
@@ -112,8 +133,7 @@ class Generation:
 
     async def answer(self, request: Request) -> Response:
         """Answer one request."""
-        given = request.headers.get("authorization", "").removeprefix("Bearer ")
-        if not hmac.compare_digest(given.encode(), self.token):
+        if not self._knows(request):
             return _refusal(401, "unauthorized", "the token is wrong")
         try:
             ask = Ask.model_validate_json(await request.body())
@@ -124,6 +144,23 @@ class Generation:
         except RatchetError as error:
             return _refusal(_status(error), error.code, error.message)
         return StreamingResponse(lines, media_type="application/x-ndjson")
+
+    async def adopt(self, request: Request) -> Response:
+        """Adopt one legacy file."""
+        if not self._knows(request):
+            return _refusal(401, "unauthorized", "the token is wrong")
+        try:
+            wanted = Adopt.model_validate_json(await request.body())
+            await run_in_threadpool(self.models.adopt, wanted.name)
+        except ValidationError as error:
+            return _refusal(422, "generation_invalid", str(error.errors(include_url=False)[0]["msg"]))
+        except RatchetError as error:
+            return _refusal(_status(error), error.code, error.message)
+        return JSONResponse({"name": Path(wanted.name).stem})
+
+    def _knows(self, request: Request) -> bool:
+        given = request.headers.get("authorization", "").removeprefix("Bearer ")
+        return hmac.compare_digest(given.encode(), self.token)
 
     def begin(self, ask: Ask) -> Iterator[str]:
         """Load the model and encode the prompts, so that what is wrong with them is said before the first byte."""
@@ -175,8 +212,13 @@ class Generation:
 
 
 def create_app(models: Models, token: str) -> Starlette:
-    """The process's one route as an ASGI application."""
-    return Starlette(routes=[Route("/generate", Generation(models, token).answer, methods=["POST"])])
+    """The process's routes as an ASGI application."""
+    generation = Generation(models, token)
+    routes = [
+        Route("/generate", generation.answer, methods=["POST"]),
+        Route("/adopt", generation.adopt, methods=["POST"]),
+    ]
+    return Starlette(routes=routes)
 
 
 def main() -> int:

@@ -7,9 +7,10 @@ from typing import Any
 
 import httpx2
 import pytest
+import torch
 
 from core.assembly import assemble
-from core.checkpointing import CheckpointStore
+from core.checkpointing import CheckpointStore, load_checkpoint
 from core.config import TrainingConfig, parse
 from core.sources import SourceText
 from tests.integration.worker.conftest import TEXT, TINY
@@ -92,6 +93,31 @@ def test_what_cannot_be_generated_is_refused_before_the_first_byte(
     answer = ask(**{**chosen, **body})
     assert (answer.status_code, answer.json()["code"]) == (status, code)
     assert str(root / "checkpoints") not in answer.json()["message"], "a client learns no path of this machine"
+
+
+def test_a_legacy_file_becomes_a_checkpoint_once(process: InferenceProcess, ask: Any, root: Path) -> None:
+    store = CheckpointStore(root / "checkpoints")
+    content = load_checkpoint(next(iter(store)).path)
+    legacy = "checkpoint_from_scratch_sums_step000010_abcdefg"
+    said = {name: content[name] for name in ("step", "config", "model_state_dict")} | {"chars": content["characters"]}
+    torch.save(said, root / "checkpoints" / f"{legacy}.pt")
+    headers = {"Authorization": f"Bearer {process.token}"}
+    for _ in range(2):
+        answer = httpx2.post(f"{process.url}/adopt", json={"name": f"{legacy}.pt"}, headers=headers, timeout=60)
+        assert (answer.status_code, answer.json()) == (200, {"name": legacy})
+    (adopted,) = [item for item in store if item.manifest.name == legacy]
+    assert adopted.manifest.step == 10
+    assert load_checkpoint(adopted.path)["rng"] is None
+    assert lines(ask(checkpoint=legacy))[-1] == {"done": True}
+
+
+@pytest.mark.parametrize(
+    ("name", "status"), [("checkpoint_gone.pt", 404), ("../checkpoint_x.pt", 422), ("notes.txt", 422), (".pt", 422)]
+)
+def test_only_a_legacy_file_below_the_root_is_adopted(process: InferenceProcess, name: str, status: int) -> None:
+    headers = {"Authorization": f"Bearer {process.token}"}
+    assert httpx2.post(f"{process.url}/adopt", json={"name": name}, headers=headers).status_code == status
+    assert httpx2.post(f"{process.url}/adopt", json={"name": name}).status_code == 401
 
 
 def test_without_the_token_nothing_is_said(process: InferenceProcess) -> None:
