@@ -4,8 +4,8 @@
 `n` and the sampling settings. The answer is a stream of JSON lines: `{"index", "text"}` for each piece, a line with
 `finish_reason` and token counts for each choice, `{"done": true}` last. An index is prompt × n + choice.
 
-`POST /adopt` with `{"name": "checkpoint_….pt"}` makes a checkpoint of our own out of a legacy file below the checkpoints
-root: what it takes to read one is here and not in the service.
+`POST /adopt` with `{"name": "checkpoint_….pt"}` makes a checkpoint of our own out of a legacy file below the root: what
+it takes to read one is here and not in the service.
 """
 
 from __future__ import annotations
