@@ -9,11 +9,15 @@ import httpx2
 from _row import print_row, spread, started
 
 ROUNDS = 8
+IDLE_SECONDS = 8.0
+"""After this long nothing imports anything any more: not generation, and not the worker's next child."""
+
 CONFIG = {"training_steps": 2, "eval_interval": 1000, "eval_iters": 1, "enable_checkpoints": False, "max_new_tokens": 0}
 
 
 def seconds_to_first_step(http: httpx2.Client) -> float:
-    """One job; returns when it has ended, so that the next one finds the worker idle."""
+    """One job on a worker that has been idle; returns when it has ended."""
+    time.sleep(IDLE_SECONDS)
     began = time.perf_counter()
     job = http.post("/jobs", json=CONFIG).raise_for_status().json()
     took = float("nan")
@@ -33,7 +37,6 @@ def main() -> None:
     ):
         while not http.get("/workers").json()["data"]:
             time.sleep(0.1)
-        time.sleep(5)  # Generation imports torch beside the worker; an idle service has done that.
         seconds = [seconds_to_first_step(http) for _ in range(ROUNDS)]
     print_row("first_step", seconds=spread(seconds), rounds=ROUNDS)
 

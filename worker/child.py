@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import sys
 import threading
@@ -55,7 +56,11 @@ def main() -> int:
     # Ctrl-C in a terminal reaches every process there; only the worker decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     pipe = Pipe(int(os.environ.pop(PIPE_VARIABLE)))
-    assignment = Assignment.from_line(sys.stdin.readline())
+    warm_up()
+    line = sys.stdin.readline()
+    if not line:
+        return 0
+    assignment = Assignment.from_line(line)
     try:
         outcome = train(assignment, pipe, stop)
     except RatchetError as error:
@@ -66,6 +71,18 @@ def main() -> int:
     else:
         pipe.send("outcome", {"outcome": outcome})
     return 0
+
+
+def warm_up() -> None:
+    """Import what a run needs, without touching a GPU; what only some need, only while no assignment is waiting."""
+    import torch
+
+    import core.assembly  # noqa: F401  # for its imports alone
+
+    # Torch loads its compiler with its first optimizer, which takes as long as torch itself.
+    torch.optim.AdamW([torch.zeros(1, requires_grad=True)])
+    if not select.select([sys.stdin], [], [], 0)[0]:
+        from transformers import GPT2LMHeadModel  # noqa: F401  # for its imports alone
 
 
 def train(assignment: Assignment, pipe: Pipe, stop: threading.Event) -> str:

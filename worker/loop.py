@@ -18,9 +18,13 @@ from jobs.lease import LeaseScanner
 from jobs.tables import Job, Worker
 from worker.inference_process import InferenceProcess
 from worker.settings import WorkerSettings
+from worker.spare import Spare
 from worker.supervisor import Supervisor
 
 log = logging.getLogger(__name__)
+
+SETTLED_SECONDS = 10.0
+"""A job that has run for this long has begun, and the next child may take a core for its imports."""
 
 
 class WorkerLoop:
@@ -37,9 +41,10 @@ class WorkerLoop:
         self.id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
         self.db = Database(settings.database_url)
         self.scanner = LeaseScanner(settings.lease_seconds, max_attempts=settings.max_attempts)
+        self.spare = Spare(settings.warm_child)
         self.inference = InferenceProcess(settings) if settings.inference else None
         self.job: Job | None = None
-        self._beaten = self._scanned = -float("inf")
+        self._beaten = self._scanned = self._claimed = -float("inf")
 
     def run(self) -> None:
         """Work until told to stop."""
@@ -51,7 +56,9 @@ class WorkerLoop:
                     self.housekeeping()
                     self.stop.wait(self.settings.claim_seconds)
                     continue
-                Supervisor(self.db, self.job, self.settings, self.stop.is_set, self.housekeeping).attend()
+                self._claimed = time.monotonic()
+                draining = self.stop.is_set
+                Supervisor(self.db, self.job, self.settings, draining, self.housekeeping, self.spare.take).attend()
         finally:
             self.leave()
 
@@ -84,8 +91,10 @@ class WorkerLoop:
             return None
 
     def housekeeping(self) -> None:
-        """Beat, scan for lost jobs, wake waiting ones: each when it is due."""
+        """Keep a child waiting; beat, scan for lost jobs, wake waiting ones: each when it is due."""
         now = time.monotonic()
+        if self.job is None or now - self._claimed > SETTLED_SECONDS:
+            self.spare.prepare()
         try:
             if now - self._beaten >= self.settings.heartbeat_seconds:
                 self._beaten = now
@@ -133,6 +142,7 @@ class WorkerLoop:
 
     def leave(self) -> None:
         """Take this worker off the list and end what it started."""
+        self.spare.close()
         if self.inference:
             self.inference.close()
         try:

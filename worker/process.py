@@ -34,14 +34,13 @@ Said = tuple[str, dict[str, Any]]
 
 
 class ChildProcess:
-    """One attempt's process.
+    """One attempt's process; it imports what training needs and waits until it is told what to do.
 
     Args:
-        assignment: What it is to do.
         environment: The worker's own; see `PASSED_ON`.
     """
 
-    def __init__(self, assignment: Assignment, environment: Mapping[str, str] = os.environ) -> None:
+    def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
         self.tail: deque[str] = deque(maxlen=TAIL_LINES)
         self._said: queue.SimpleQueue[Said | None] = queue.SimpleQueue()
         self._all_said = False
@@ -68,7 +67,6 @@ class ChildProcess:
         ]
         for thread in self._threads:
             thread.start()
-        self._assign(assignment)
 
     @property
     def pid(self) -> int:
@@ -84,6 +82,14 @@ class ChildProcess:
     def exit_code(self) -> int | None:
         """Its exit status; minus the signal's number if a signal ended it; None while it lives."""
         return self._process.poll()
+
+    def assign(self, assignment: Assignment) -> None:
+        """Tell it what to do, once."""
+        assert self._process.stdin
+        # A child that died at once has closed its end; its exit status will say why.
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(assignment.to_line())
+            self._process.stdin.close()
 
     def read(self, timeout: float) -> list[Said]:
         """What it said since the last call, in order; waits up to `timeout` seconds for the first of it."""
@@ -108,18 +114,14 @@ class ChildProcess:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
         self._process.wait()
+        if self._process.stdin:
+            with contextlib.suppress(BrokenPipeError):
+                self._process.stdin.close()
 
     def close(self) -> None:
         """Wait for its pipes to be read to the end."""
         for thread in self._threads:
             thread.join(timeout=5)
-
-    def _assign(self, assignment: Assignment) -> None:
-        assert self._process.stdin
-        # A child that died at once has closed its end; its exit status will say why.
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.write(assignment.to_line())
-            self._process.stdin.close()
 
     def _note(self, said: Said | None) -> Said:
         if said is None:

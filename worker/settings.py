@@ -16,6 +16,7 @@ class WorkerSettings(LedgerSettings):
     heartbeat_seconds: float = Field(5, gt=0, description="Between two renewals of a lease.")
     scan_seconds: float = Field(5, gt=0, description="Between two looks for lost and waiting jobs.")
     max_attempts: int = Field(5, ge=1, description="Claims of one job before it fails for good.")
+    warm_child: bool = Field(True, description="Keep one child that has imported torch already; about 300 MB.")
     claim_seconds: float = Field(0.2, gt=0, description="Between two looks for a job to claim, when idle.")
     stop_poll_seconds: float = Field(0.5, gt=0, description="Between two looks for a request to stop.")
     drain_seconds: float = Field(20, gt=0, description="How long a child may take to save when the worker is to leave.")

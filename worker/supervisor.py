@@ -43,6 +43,7 @@ class Supervisor:
         settings: Times and places.
         draining: Whether the worker is shutting down; asked often.
         housekeeping: What the worker wants done now and then, also while a job runs.
+        child: Gives the process that is to train, waiting for its assignment.
     """
 
     db: Database
@@ -50,6 +51,7 @@ class Supervisor:
     settings: WorkerSettings
     draining: Callable[[], bool]
     housekeeping: Callable[[], None] = lambda: None
+    child: Callable[[], ChildProcess] = ChildProcess
     _pending: list[Said] = field(default_factory=list)
     _ending: Said | None = None
     _renewed: float = field(default_factory=time.monotonic)
@@ -98,7 +100,9 @@ class Supervisor:
         self._pending += [("checkpoint", _said_of(item)) for item in reversed(mine) if item.manifest.id not in known]
         self._pending += [("warning", {"message": f"{error.message}; it is passed over"}) for error in broken]
         parent_path = str(self.settings.checkpoints / parent.path) if parent else None
-        child = ChildProcess(assign(self.job, self.settings, own, parent_path))
+        assignment = assign(self.job, self.settings, own, parent_path)
+        child = self.child()
+        child.assign(assignment)
         log.info("job %s attempt %d runs as process %d", self.job.id, self.job.attempt, child.pid)
         return child
 

@@ -56,6 +56,7 @@ class Bench:
             "SCAN_SECONDS": 0.2,
             "STOP_POLL_SECONDS": 0.1,
             "CLAIM_SECONDS": 0.05,
+            "WARM_CHILD": False,
             **settings,
         }
         env = {**os.environ, **{f"RATCHET_{name}": str(value) for name, value in told.items()}, "OMP_NUM_THREADS": "1"}
@@ -93,7 +94,13 @@ class Bench:
     def child_of(self, worker: subprocess.Popen[str]) -> int:
         def find() -> int | None:
             children = Path(f"/proc/{worker.pid}/task/{worker.pid}/children").read_text().split()
-            return int(children[0]) if children else None
+            return next((int(pid) for pid in children if is_child(pid)), None)
+
+        def is_child(pid: str) -> bool:
+            try:
+                return "worker.child" in Path(f"/proc/{pid}/cmdline").read_text()
+            except FileNotFoundError:
+                return False
 
         return self.when(find)
 

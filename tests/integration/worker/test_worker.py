@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -45,6 +46,25 @@ def test_a_job_is_trained_and_its_log_has_no_gap(bench: Bench) -> None:
     assert job.val_loss is not None
     assert job.tokens_per_second
     assert job.checkpoint == json.loads(next(e.data for e in reversed(events) if e.kind == "checkpoint"))["id"]
+
+
+def test_a_waiting_child_takes_the_job_at_once_and_ends_with_its_worker(bench: Bench) -> None:
+    worker = bench.worker(WARM_CHILD=True)
+    waiting = bench.child_of(worker)
+    bench.when(lambda: "tokenizers" in Path(f"/proc/{waiting}/maps").read_text())
+    time.sleep(1)
+    resident = int(re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{waiting}/status").read_text())[1])  # type: ignore[index]
+    assert resident < 400_000
+    job_id = bench.submit(**FOREVER)
+    bench.until_step(job_id, 1)
+    assert bench.child_of(worker) == waiting
+    bench.ask(queue.request_cancel, job_id)
+    bench.until_final(job_id)
+    bench.when(lambda: bench.child_of(worker) != waiting)
+    next_one = bench.child_of(worker)
+    worker.kill()
+    worker.wait()
+    bench.when(lambda: not alive(next_one), seconds=5)
 
 
 def test_a_child_killed_in_the_middle_goes_on_and_ends_as_if_nothing_had_happened(bench: Bench) -> None:

@@ -29,7 +29,8 @@ def child_that_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
         script.write_text(f"#!{sys.executable}\n{opening}\n{program}\n")
         script.chmod(0o755)
         monkeypatch.setattr("worker.process.sys.executable", str(script))
-        started.append(ChildProcess(ASSIGNMENT))
+        started.append(ChildProcess())
+        started[-1].assign(ASSIGNMENT)
         return started[-1]
 
     yield start
