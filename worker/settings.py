@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Any, Self
 
 from pydantic import Field, model_validator
 
@@ -13,8 +13,8 @@ class WorkerSettings(LedgerSettings):
     """How a worker claims, beats and supervises. Times are in seconds."""
 
     lease_seconds: float = Field(30, gt=0, description="A holder silent for this long has lost its job.")
-    heartbeat_seconds: float = Field(5, gt=0, description="Between two renewals of a lease.")
-    scan_seconds: float = Field(5, gt=0, description="Between two looks for lost and waiting jobs.")
+    heartbeat_seconds: float = Field(5, gt=0, description="Between two renewals of a lease; a sixth of a shorter one.")
+    scan_seconds: float = Field(5, gt=0, description="Between two looks for lost and waiting jobs; likewise.")
     max_attempts: int = Field(5, ge=1, description="Claims of one job before it fails for good.")
     warm_child: bool = Field(True, description="Keep one child that has imported torch already; about 300 MB.")
     claim_seconds: float = Field(0.2, gt=0, description="Between two looks for a job to claim, when idle.")
@@ -24,6 +24,18 @@ class WorkerSettings(LedgerSettings):
     inference_host: str = Field("127.0.0.1", description="Where the service reaches this worker's generation.")
     inference_threads: int = Field(0, ge=0, description="Threads of generation; 0 for half the cores.")
     inference_models: int = Field(2, ge=1, description="Models that generation keeps in memory.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _beat_with_the_lease(cls, given: Any) -> Any:
+        """A shorter lease brings shorter beats and scans with it, unless those are given as well."""
+        if not isinstance(given, dict) or "lease_seconds" not in given:
+            return given
+        try:
+            share = float(given["lease_seconds"]) / 6
+        except (TypeError, ValueError):
+            return given  # The field's own check will say what is wrong with it.
+        return {"heartbeat_seconds": min(5.0, share), "scan_seconds": min(5.0, share), **given}
 
     @model_validator(mode="after")
     def _beat_before_the_lease_is_over(self) -> Self:

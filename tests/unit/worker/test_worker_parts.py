@@ -103,6 +103,15 @@ def test_another_error_is_not_taken_for_it() -> None:
     assert as_out_of_memory(ValueError("out of memory of its shape")) is None
 
 
+def test_a_shorter_lease_brings_shorter_beats_and_scans() -> None:
+    assert (WorkerSettings(lease_seconds=3).heartbeat_seconds, WorkerSettings(lease_seconds=3).scan_seconds) == (
+        0.5,
+        0.5,
+    )
+    assert (WorkerSettings(lease_seconds=60).heartbeat_seconds, WorkerSettings().heartbeat_seconds) == (5, 5)
+    assert WorkerSettings(lease_seconds=3, heartbeat_seconds=1).heartbeat_seconds == 1
+
+
 def test_a_worker_that_would_beat_too_late_refuses_to_start() -> None:
     with pytest.raises(ValidationError, match="less than two thirds of lease_seconds"):
         WorkerSettings(lease_seconds=5, heartbeat_seconds=4)
