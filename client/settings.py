@@ -34,6 +34,7 @@ class ClientSettings(BaseSettings):
         """
         given = {name: value for name, value in (("url", url), ("api_key", api_key)) if value is not None}
         try:
+            # Texts become what the fields are by pydantic's hand, which its types do not say.
             return cls(**given)  # type: ignore[arg-type]
         except ValidationError as error:
             # Without what was given: it may be a key.

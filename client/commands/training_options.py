@@ -23,7 +23,7 @@ def accepts_training_options(without: Collection[str] = ()) -> Callable[[Callabl
         fields = TrainingConfig.model_fields
         generated = [_parameter(name, field) for name, field in fields.items() if name not in without]
         # Typer reads a command's options from its signature, and so takes these for written ones.
-        command.__signature__ = own.replace(parameters=[*parameters, *generated])  # type: ignore[attr-defined]
+        command.__signature__ = own.replace(parameters=[*parameters, *generated])  # type: ignore[attr-defined]  # on any function
         return command
 
     return extend
@@ -41,7 +41,8 @@ def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
         show_default=str(field.default),
         rich_help_panel=PANEL,
     )
-    # Optional[…], since the annotation is a value here, and `type | None` would not accept every one of them.
+    # Optional[…], since the annotation is a value here, which no type checker can read, and `type | None` would not
+    # accept every one of them.
     annotation = Annotated[Optional[field.annotation], option]  # type: ignore[name-defined]  # noqa: UP045
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 

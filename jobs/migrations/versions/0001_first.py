@@ -72,6 +72,10 @@ def _create_job() -> None:
         sa.CheckConstraint(f"state IN ({STATES})", name="ck_job_state"),
         sa.CheckConstraint("stop_requested IN ('cancel', 'pause')", name="ck_job_stop_requested"),
     )
+    _index_job()
+
+
+def _index_job() -> None:
     op.create_index("ix_job_claim", "job", ["state", sa.text("priority DESC"), "seq"])
     op.create_index("ix_job_newest", "job", ["owner", "created_at", "id"])
     op.create_index("ix_job_newest_by_state", "job", ["owner", "state", "created_at", "id"])

@@ -33,16 +33,6 @@ URL = "http://127.0.0.1"
 TOKEN = "between us"
 
 
-@pytest.fixture(scope="session")
-def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty ledger, made once and copied for each test."""
-    path = tmp_path_factory.mktemp("ledger") / "ratchet.db"
-    database = Database(f"sqlite:///{path}")
-    database.migrate()
-    database.close()
-    return path
-
-
 @pytest.fixture
 def settings(migrated: Path, tmp_path: Path) -> ServiceSettings:
     shutil.copy(migrated, tmp_path / "ratchet.db")
