@@ -6,12 +6,14 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from sqlalchemy import text
 from sqlalchemy.exc import DatabaseError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlmodel import Session, col, select
 
 from jobs import sqlite
-from jobs.errors import LedgerUnavailable
+from jobs.errors import LedgerNewer, LedgerUnavailable
+from jobs.migrations import REVISION
 from jobs.migrations.upgrade import upgrade
 from jobs.tables import Worker
 
@@ -73,6 +75,19 @@ class Database:
                 upgrade(self.writer, self.path)
             except OSError as error:
                 raise LedgerUnavailable(f"The ledger cannot be set up at {self.path}: {error.strerror}.") from error
+
+    def check_revision(self, session: Session) -> None:
+        """Return if this process's code fits the tables; they may have changed since it started.
+
+        Raises:
+            LedgerNewer: a later release has migrated them.
+        """
+        revision = session.execute(text("SELECT version_num FROM alembic_version")).scalar_one()
+        if revision != REVISION:
+            raise LedgerNewer(
+                f"The ledger is at revision {revision} now, and this process knows {REVISION}; restart it with the "
+                "release that migrated the ledger."
+            )
 
     def ping(self) -> None:
         """Return if the ledger can be read and has its tables, or raise LedgerUnavailable."""

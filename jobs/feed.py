@@ -54,6 +54,15 @@ def record(session: Session, job_id: str, fence: int, events: Sequence[Said], *,
     return int(job.last_seq)
 
 
+def position(session: Session, job_id: str, fence: int) -> int:
+    """The number of a job's last event, for its holder, who alone can add one.
+
+    Raises:
+        LeaseLost: the caller is not the holder.
+    """
+    return held(session, job_id, fence).last_seq
+
+
 def after(session: Session, job_id: str, seq: int, limit: int = 500) -> list[Event]:
     """The events that follow number `seq`, in order; 0 stands before the first."""
     following = select(Event).where(col(Event.job_id) == job_id, col(Event.seq) > seq)

@@ -46,7 +46,15 @@ class Stopped:
     """The run stopped at a step boundary because it was asked to."""
 
 
-Outcome = Succeeded | Failed | Stopped
+@dataclass(frozen=True, slots=True)
+class Halted:
+    """The run cannot go on until a person has done something; it waits for that, with all it has."""
+
+    code: str
+    message: str
+
+
+Outcome = Succeeded | Failed | Stopped | Halted
 
 WORKER_LOST = Failed("worker_lost", "The worker fell silent while it held this job.")
 
@@ -86,7 +94,7 @@ def finish(session: Session, job_id: str, fence: int, outcome: Outcome) -> Job:
     """Say how the run ended.
 
     A stopped run becomes cancelled or paused, as was asked; without such a request it was drained, see `release`. A
-    run that succeeded before it could be stopped has succeeded. Said again by the same holder, of a job that is final,
+    run that succeeded before it could be stopped has succeeded. One that halted is paused, with the reason. Said again by the same holder, of a job that is final,
     it changes nothing: a worker whose commit got no answer may repeat it.
 
     Raises:
@@ -103,7 +111,7 @@ def finish(session: Session, job_id: str, fence: int, outcome: Outcome) -> Job:
             return transition(session, job_id, State.SUCCEEDED, fence=fence)
         case Failed() if job.state is not State.STOPPING:
             return transition(session, job_id, State.FAILED, fence=fence, error=asdict(outcome))
-        case Failed():
+        case Failed() | Halted():
             return _stop(session, job, outcome)
         case Stopped():
             return release(session, job_id, fence)
@@ -197,12 +205,12 @@ class LeaseScanner:
         return seen if seen is not None and seen[:2] == (fence, heartbeat) else (fence, heartbeat, now)
 
 
-def _stop(session: Session, job: Job, error: Failed | None = None) -> Job:
-    """Bring a job to rest as it was asked to; an attempt that did as it was told is not charged."""
+def _stop(session: Session, job: Job, error: Failed | Halted | None = None) -> Job:
+    """Bring a job to rest as it was asked to; only an attempt that failed is charged."""
     if job.state is not State.STOPPING:
         transition(session, job.id, State.STOPPING, fence=job.fence)
     cause: dict[str, Any] = {} if error is None else {"error": asdict(error)}
     if job.stop_requested is Stop.CANCEL:
         return transition(session, job.id, State.CANCELLED, fence=job.fence, **cause)
-    attempt = max(0, job.attempt - 1) if error is None else job.attempt
+    attempt = job.attempt if isinstance(error, Failed) else max(0, job.attempt - 1)
     return transition(session, job.id, State.PAUSED, fence=job.fence, worker_id=None, attempt=attempt, **cause)

@@ -89,12 +89,17 @@ def num_queued(session: Session) -> int:
     return session.exec(select(func.count()).select_from(Job).where(Job.state == State.QUEUED)).one()
 
 
-def claim(session: Session, worker_id: str, now: float) -> Job | None:
+def claim(session: Session, worker_id: str, now: float, *, device: str | None = None) -> Job | None:
     """Take the first job that is due, by priority and then by its place in line; None if there is none.
 
     One statement, so that no two workers get the same job. The job that comes back carries the fence that every later
     write of its holder has to show.
+
+    Args:
+        device: What the job will train on, if that can serve one job at a time; None comes back while another has it.
     """
+    if device is not None and _is_in_use(session, device):
+        return None
     statement = (
         update(Job)
         .where(col(Job.id) == _first_in_line(now))
@@ -105,6 +110,7 @@ def claim(session: Session, worker_id: str, now: float) -> Job | None:
             last_seq=col(Job.last_seq) + 1,
             claimed_checkpoint=col(Job.checkpoint),
             worker_id=worker_id,
+            device=device,
             run_after=None,
             error=None,
         )
@@ -114,6 +120,10 @@ def claim(session: Session, worker_id: str, now: float) -> Job | None:
     if job is not None:
         announce(session, job, now)
     return job
+
+
+def _is_in_use(session: Session, device: str) -> bool:
+    return session.exec(select(Job.id).where(col(Job.device) == device)).first() is not None
 
 
 def request_cancel(session: Session, job: Job) -> Job:

@@ -33,7 +33,7 @@ from collections.abc import Iterable
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, CheckConstraint, Column, Index, Text, UniqueConstraint, desc
+from sqlalchemy import JSON, BigInteger, CheckConstraint, Column, Index, Text, UniqueConstraint, desc, text
 from sqlalchemy import Enum as Choice
 from sqlmodel import Field, SQLModel
 
@@ -96,6 +96,11 @@ def _one_of(column: str, kind: type[StrEnum]) -> str:
     return f"{column} IN ({', '.join(repr(value) for value in _values(kind))})"
 
 
+def _where(condition: str) -> dict[str, Any]:
+    """An index of these rows alone."""
+    return {f"{dialect}_where": text(condition) for dialect in ("sqlite", "postgresql")}
+
+
 class Job(SQLModel, table=True):
     """One run that was asked for, with its progress. `seq` is its place in the queue, behind its priority."""
 
@@ -111,6 +116,8 @@ class Job(SQLModel, table=True):
         Index("ix_job_newest_by_source", "owner", "source", "created_at", "id"),
         Index("ix_job_newest_by_model", "owner", "model_type", "created_at", "id"),
         Index("ix_job_seq", "seq", unique=True),
+        Index("ix_job_device", "device", unique=True),
+        Index("ix_job_whole", "finished_at", **_where("thinned_seq = 0 AND finished_at IS NOT NULL")),
     )
 
     id: str = Field(default_factory=new_job_id, primary_key=True)
@@ -144,9 +151,16 @@ class Job(SQLModel, table=True):
     fence: int = Field(default=0, sa_type=BigInteger)
     heartbeat: int = Field(default=0, sa_type=BigInteger)
     worker_id: str | None = None
+    device: str | None = Field(default=None, description="The GPU that its holder trains on; one job has it at a time.")
     stop_requested: Stop | None = Field(default=None, sa_column=Column(_choice(Stop)))
     run_after: float | None = None
     last_seq: int = Field(default=0, sa_type=BigInteger, description="Number of the latest event.")
+    thinned_seq: int = Field(
+        default=0,
+        sa_type=BigInteger,
+        sa_column_kwargs={"server_default": "0"},
+        description="Up to this number, some events are gone.",
+    )
     error: dict[str, Any] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
 
     created_at: float
@@ -213,7 +227,10 @@ class Worker(SQLModel, table=True):
     memory_bytes: int = Field(default=0, sa_type=BigInteger)
     inference_url: str | None = None
     inference_token: str | None = Field(default=None, repr=False)
-    job_id: str | None = None
+    capacity: int = Field(
+        default=1, sa_column_kwargs={"server_default": "1"}, description="Jobs that it trains at once."
+    )
+    job_id: str | None = Field(default=None, description="One of those it trains.")
     draining: bool = False
     heartbeat: int = Field(default=0, sa_type=BigInteger)
     started_at: float

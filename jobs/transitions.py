@@ -38,7 +38,7 @@ def transition(
     statement = update(Job).where(col(Job.id) == job_id, col(Job.state).in_(origins))
     if fence is not None:
         statement = statement.where(col(Job.fence) == fence)
-    values = {"state": to, "last_seq": col(Job.last_seq) + (2 if to in FINAL else 1), **_times(to, now), **columns}
+    values = {"state": to, "last_seq": col(Job.last_seq) + (2 if to in FINAL else 1), **_implied(to, now), **columns}
     statement = statement.values(values).returning(Job)
     job: Job | None = session.exec(statement, execution_options=RETURN_FRESH).scalar_one_or_none()
     if job is None:
@@ -88,10 +88,13 @@ def held(session: Session, job_id: str, fence: int) -> Job:
     return job
 
 
-def _times(to: State, now: float) -> dict[str, Any]:
+def _implied(to: State, now: float) -> dict[str, Any]:
+    """What else is true of a job in this state."""
     if to is State.RUNNING:
         return {"started_at": func.coalesce(col(Job.started_at), now)}
-    return {"finished_at": now} if to in FINAL else {}
+    if to in HELD:
+        return {}
+    return {"device": None, "finished_at": now} if to in FINAL else {"device": None}
 
 
 def _refusal(session: Session, job_id: str, to: State, fence: int | None) -> RatchetError:

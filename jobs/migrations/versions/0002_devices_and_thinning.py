@@ -1,0 +1,29 @@
+"""One job at a time on a device; events of old jobs can be thinned; workers with room for several jobs."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0002"
+down_revision = "0001"
+branch_labels = None
+depends_on = None
+
+WHOLE = sa.text("thinned_seq = 0 AND finished_at IS NOT NULL")
+
+
+def upgrade() -> None:
+    op.add_column("job", sa.Column("device", sa.String()))
+    op.add_column("job", sa.Column("thinned_seq", sa.BigInteger(), nullable=False, server_default="0"))
+    op.add_column("worker", sa.Column("capacity", sa.Integer(), nullable=False, server_default="1"))
+    op.create_index("ix_job_device", "job", ["device"], unique=True)
+    op.create_index("ix_job_whole", "job", ["finished_at"], sqlite_where=WHOLE, postgresql_where=WHOLE)
+
+
+def downgrade() -> None:
+    op.drop_index("ix_job_whole", "job")
+    op.drop_index("ix_job_device", "job")
+    op.drop_column("worker", "capacity")
+    op.drop_column("job", "thinned_seq")
+    op.drop_column("job", "device")
