@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := worker,dev,source
+EXTRAS := worker,postgres,dev,source
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check bench format docs source clean

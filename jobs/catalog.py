@@ -14,9 +14,10 @@ from sqlmodel import Session, col, or_, select
 from sqlmodel.sql.expression import SelectOfScalar
 
 from core.errors import CheckpointNotFound
+from jobs import postgres, sqlite
 from jobs.errors import JobBusy, JobNotFound
-from jobs.sqlite import json_has
 from jobs.tables import FINAL, Checkpoint, Job, State
+from jobs.turns import SHELF, take_turn
 
 Order = Literal["newest", "best"]
 
@@ -64,6 +65,7 @@ def list_jobs(
         query = query.where(Job.source == source)
     if model is not None:
         query = query.where(Job.model_type == model)
+    json_has = postgres.json_has if session.get_bind().dialect.name == "postgresql" else sqlite.json_has
     for key, value in (metadata or {}).items():
         query = query.where(json_has(col(Job.meta), key, value))
     if after is not None:
@@ -158,6 +160,7 @@ def checkpoint_ids(session: Session, job_id: str) -> set[str]:
 
 def adopt_checkpoint(session: Session, checkpoint: Checkpoint) -> bool:
     """Enter a checkpoint that was found on disk; False if its id or name is known already."""
+    take_turn(session, SHELF)
     known = select(Checkpoint.id).where(or_(Checkpoint.id == checkpoint.id, Checkpoint.name == checkpoint.name))
     if session.exec(known).first() is not None:
         return False

@@ -4,20 +4,35 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol
 
-from sqlalchemy import text
-from sqlalchemy.exc import DatabaseError
+from sqlalchemy import Engine, make_url, text
+from sqlalchemy.exc import ArgumentError, DatabaseError, InterfaceError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlmodel import Session, col, select
 
-from jobs import sqlite
+from core.errors import ConfigError
 from jobs.errors import LedgerNewer, LedgerUnavailable
 from jobs.migrations import REVISION
 from jobs.migrations.upgrade import upgrade
+from jobs.postgres import PostgreSQL
+from jobs.sqlite import SQLite
 from jobs.tables import Worker
 
 BUSY_SECONDS = 5.0
+
+
+class Dialect(Protocol):
+    """What one kind of database does in its own way; see `jobs.sqlite` and `jobs.postgres`."""
+
+    @property
+    def place(self) -> str: ...
+    def open_writer(self, busy_seconds: float) -> Engine: ...
+    def open_reader(self, busy_seconds: float) -> Engine: ...
+    def outage(self, error: BaseException | None) -> str | None: ...
+    def migrating(self, engine: Engine) -> AbstractContextManager[None]: ...
+    def back_up(self, revision: str) -> None: ...
 
 
 class Database:
@@ -27,28 +42,30 @@ class Database:
     readable after it.
 
     Args:
-        url: `sqlite:///relative/path.db` or `sqlite:////absolute/path.db`.
+        url: `sqlite:///relative/path.db`, `sqlite:////absolute/path.db` or `postgresql://user:password@host/database`.
         busy_seconds: How long a transaction waits for its turn.
 
     Raises:
-        ConfigError: the URL names no SQLite file.
+        ConfigError: the URL names neither.
     """
 
     def __init__(self, url: str, *, busy_seconds: float = BUSY_SECONDS) -> None:
-        self.path = sqlite.path_of(url)
-        self.writer = sqlite.open_writer(self.path, busy_seconds)
-        self.reader = sqlite.open_reader(self.path, busy_seconds)
+        self.url = url
+        self.dialect = _dialect_of(url)
+        self.writer = self.dialect.open_writer(busy_seconds)
+        self.reader = self.dialect.open_reader(busy_seconds)
 
     @contextmanager
     def write(self) -> Iterator[Session]:
-        """One transaction that may write, alone; it commits, or leaves nothing behind if anything is raised.
+        """One transaction that may write; it commits, or leaves nothing behind if anything is raised.
 
         Keep it short, and never open one inside another: the inner one would wait for the outer.
 
         Raises:
-            LedgerUnavailable: the database is locked, full, damaged or out of reach.
+            LedgerUnavailable: the database is locked, full, damaged or out of reach. If that happens while it commits,
+                it may have been done or not.
         """
-        with _outages_told(), Session(self.writer, expire_on_commit=False) as session, session.begin():
+        with self._outages_told(), Session(self.writer, expire_on_commit=False) as session, session.begin():
             yield session
 
     @contextmanager
@@ -58,7 +75,7 @@ class Database:
         Raises:
             LedgerUnavailable: the database is damaged or out of reach.
         """
-        with _outages_told(), Session(self.reader, expire_on_commit=False) as session, session.begin():
+        with self._outages_told(), Session(self.reader, expire_on_commit=False) as session, session.begin():
             yield session
 
     def migrate(self) -> None:
@@ -70,11 +87,12 @@ class Database:
             LedgerNewer: a later release made this database.
             LedgerUnavailable: it cannot be opened or written.
         """
-        with _outages_told():
+        with self._outages_told():
             try:
-                upgrade(self.writer, self.path)
+                upgrade(self.writer, self.dialect)
             except OSError as error:
-                raise LedgerUnavailable(f"The ledger cannot be set up at {self.path}: {error.strerror}.") from error
+                place = self.dialect.place
+                raise LedgerUnavailable(f"The ledger cannot be set up at {place}: {error.strerror}.") from error
 
     def check_revision(self, session: Session) -> None:
         """Return if this process's code fits the tables; they may have changed since it started.
@@ -99,15 +117,28 @@ class Database:
         self.writer.dispose()
         self.reader.dispose()
 
+    @contextmanager
+    def _outages_told(self) -> Iterator[None]:
+        try:
+            yield
+        except PoolTimeout as error:
+            raise LedgerUnavailable("The ledger is busy; nothing was changed, try again in a moment.") from error
+        except (DatabaseError, InterfaceError, sqlite3.Error) as error:
+            sentence = self.dialect.outage(error if isinstance(error, sqlite3.Error) else error.orig)
+            if sentence is None:
+                raise
+            raise LedgerUnavailable(sentence) from error
 
-@contextmanager
-def _outages_told() -> Iterator[None]:
+
+def _dialect_of(url: str) -> Dialect:
     try:
-        yield
-    except PoolTimeout as error:
-        raise LedgerUnavailable("The ledger is busy; nothing was changed, try again in a moment.") from error
-    except (DatabaseError, sqlite3.Error) as error:
-        sentence = sqlite.outage(error.orig if isinstance(error, DatabaseError) else error)
-        if sentence is None:
-            raise
-        raise LedgerUnavailable(sentence) from error
+        parsed = make_url(url)
+    except ArgumentError:
+        raise ConfigError([("database_url", "must look like sqlite:///path/to/ratchet.db")]) from None
+    match parsed.get_backend_name():
+        case "sqlite":
+            return SQLite(parsed)
+        case "postgresql":
+            return PostgreSQL(parsed)
+        case other:
+            raise ConfigError([("database_url", f"is for {other}; the ledger can be in SQLite or PostgreSQL")])

@@ -13,6 +13,7 @@ from core.events import finite
 from jobs.errors import LeaseLost
 from jobs.tables import HELD, Checkpoint, Event, Job, State
 from jobs.transitions import held, insert_events, transition
+from jobs.turns import SHELF, take_turn
 
 Said = tuple[str, dict[str, Any]]
 """An event's kind and its data."""
@@ -122,6 +123,7 @@ def _register(session: Session, job_id: str, job: Row[Any], data: dict[str, Any]
         "val_loss": finite(data.get("val_loss")),
         "size_bytes": data.get("size_bytes", 0),
     }
+    take_turn(session, SHELF)
     # It may be there already, if someone found it on disk before its own run could say so.
     row = session.get(Checkpoint, data["id"])
     session.add(Checkpoint(id=data["id"], created_at=now, **told) if row is None else row.sqlmodel_update(told))

@@ -94,8 +94,8 @@ def finish(session: Session, job_id: str, fence: int, outcome: Outcome) -> Job:
     """Say how the run ended.
 
     A stopped run becomes cancelled or paused, as was asked; without such a request it was drained, see `release`. A
-    run that succeeded before it could be stopped has succeeded. One that halted is paused, with the reason. Said again by the same holder, of a job that is final,
-    it changes nothing: a worker whose commit got no answer may repeat it.
+    run that succeeded before it could be stopped has succeeded. One that halted is paused, with the reason. Said again
+    by the same holder, of a job that is final, it changes nothing: a worker whose commit got no answer may repeat it.
 
     Raises:
         LeaseLost: see the module.
@@ -141,12 +141,13 @@ def retry(
     *,
     made_progress: bool | None = None,
     max_attempts: int = MAX_ATTEMPTS,
+    max_failures_in_a_row: int = MAX_FAILURES_IN_A_ROW,
     now: float | None = None,
 ) -> Job:
     """Let a failed attempt be followed by another one, unless there were too many.
 
-    The job fails for good with its last attempt, or with the second in a row that made no checkpoint. One that was to
-    be stopped is stopped instead.
+    The job fails for good with its last attempt, or when too many in a row made no checkpoint. One that was to be
+    stopped is stopped instead.
 
     Args:
         delay: Seconds until the job may be put back in line, see `wake_due`.
@@ -163,7 +164,7 @@ def retry(
         made_progress = job.checkpoint != job.claimed_checkpoint
     failures = 0 if made_progress else job.failures_in_a_row + 1
     columns: dict[str, Any] = {"failures_in_a_row": failures, "error": asdict(error)}
-    if job.attempt >= max_attempts or failures >= MAX_FAILURES_IN_A_ROW:
+    if job.attempt >= max_attempts or failures >= max_failures_in_a_row:
         return transition(session, job_id, State.FAILED, fence=fence, now=now, **columns)
     columns |= {"run_after": now + delay, "worker_id": None}
     return transition(session, job_id, State.RETRY_WAIT, fence=fence, now=now, **columns)
@@ -177,11 +178,16 @@ class LeaseScanner:
     """
 
     def __init__(
-        self, lease_seconds: float, clock: Callable[[], float] = time.monotonic, max_attempts: int = MAX_ATTEMPTS
+        self,
+        lease_seconds: float,
+        clock: Callable[[], float] = time.monotonic,
+        max_attempts: int = MAX_ATTEMPTS,
+        max_failures_in_a_row: int = MAX_FAILURES_IN_A_ROW,
     ) -> None:
         self._lease_seconds = lease_seconds
         self._clock = clock
         self._max_attempts = max_attempts
+        self._max_failures_in_a_row = max_failures_in_a_row
         self._first_seen: dict[str, tuple[int, int, float]] = {}
 
     def scan(self, session: Session) -> list[Job]:
@@ -195,10 +201,21 @@ class LeaseScanner:
         rows = session.exec(held_now.with_for_update(skip_locked=True)).all()
         self._first_seen = {job_id: self._sighting(job_id, fence, heartbeat, now) for job_id, fence, heartbeat in rows}
         return [
-            retry(session, job_id, fence, WORKER_LOST, delay=0, max_attempts=self._max_attempts)
+            self._take_back(session, job_id, fence)
             for job_id, (fence, _, since) in self._first_seen.items()
             if now - since >= self._lease_seconds
         ]
+
+    def _take_back(self, session: Session, job_id: str, fence: int) -> Job:
+        return retry(
+            session,
+            job_id,
+            fence,
+            WORKER_LOST,
+            delay=0,
+            max_attempts=self._max_attempts,
+            max_failures_in_a_row=self._max_failures_in_a_row,
+        )
 
     def _sighting(self, job_id: str, fence: int, heartbeat: int, now: float) -> tuple[int, int, float]:
         seen = self._first_seen.get(job_id)

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
-from sqlalchemy import ScalarSelect, func, or_
+from sqlalchemy import bindparam, func, or_
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import aliased
+from sqlalchemy.sql.dml import ReturningUpdate
 from sqlmodel import Session, col, select, update
 
 from jobs.errors import IdempotencyConflict, IllegalTransition, JobBusy, JobNotFound
 from jobs.tables import FINAL, HELD, Job, State, Stop
 from jobs.transitions import RETURN_FRESH, announce, transition
+from jobs.turns import LINE, take_turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +56,7 @@ def enqueue(session: Session, spec: NewJob, now: float | None = None) -> Enqueue
     Raises:
         IdempotencyConflict: the owner used this key for a different request.
     """
+    take_turn(session, LINE)
     earlier = made_before(session, spec.owner, spec.idempotency_key, spec.request_hash)
     if earlier is not None:
         return Enqueued(earlier, created=False)
@@ -100,26 +106,50 @@ def claim(session: Session, worker_id: str, now: float, *, device: str | None = 
     """
     if device is not None and _is_in_use(session, device):
         return None
-    statement = (
+    try:
+        with session.begin_nested() if device is not None else nullcontext():
+            return _take_first(session, worker_id, now, device)
+    except IntegrityError:  # Someone else began to train on this device at the same moment.
+        return None
+
+
+def _take_first(session: Session, worker_id: str, now: float, device: str | None) -> Job | None:
+    told = {"moment": now, "taker": worker_id, "on_device": device}
+    job: Job | None = session.exec(_claim(), params=told, execution_options=RETURN_FRESH).scalar_one_or_none()
+    if job is not None:
+        announce(session, job, now)
+    return job
+
+
+@cache
+def _claim() -> ReturningUpdate[Any]:
+    """The statement of `claim`, made once: putting it together takes as long as running it."""
+    waiting = aliased(Job)
+    is_due = or_(col(waiting.run_after).is_(None), col(waiting.run_after) <= bindparam("moment"))
+    first_in_line = (
+        select(waiting.id)
+        .where(col(waiting.state) == State.QUEUED, is_due)
+        .order_by(col(waiting.priority).desc(), col(waiting.seq))
+        .limit(1)
+        .with_for_update(skip_locked=True)
+        .scalar_subquery()
+    )
+    return (
         update(Job)
-        .where(col(Job.id) == _first_in_line(now))
+        .where(col(Job.id) == first_in_line)
         .values(
             state=State.STARTING,
             fence=col(Job.fence) + 1,
             attempt=col(Job.attempt) + 1,
             last_seq=col(Job.last_seq) + 1,
             claimed_checkpoint=col(Job.checkpoint),
-            worker_id=worker_id,
-            device=device,
+            worker_id=bindparam("taker"),
+            device=bindparam("on_device"),
             run_after=None,
             error=None,
         )
         .returning(Job)
     )
-    job: Job | None = session.exec(statement, execution_options=RETURN_FRESH).scalar_one_or_none()
-    if job is not None:
-        announce(session, job, now)
-    return job
 
 
 def _is_in_use(session: Session, device: str) -> bool:
@@ -215,18 +245,6 @@ def _row(spec: NewJob, seq: int, now: float) -> Job:
         request_hash=spec.request_hash,
         last_seq=1,
         created_at=now,
-    )
-
-
-def _first_in_line(now: float) -> ScalarSelect[Any]:
-    waiting = aliased(Job)
-    return (
-        select(waiting.id)
-        .where(col(waiting.state) == State.QUEUED, or_(col(waiting.run_after).is_(None), col(waiting.run_after) <= now))
-        .order_by(col(waiting.priority).desc(), col(waiting.seq))
-        .limit(1)
-        .with_for_update(skip_locked=True)
-        .scalar_subquery()
     )
 
 

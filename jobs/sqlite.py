@@ -1,4 +1,4 @@
-"""All that the ledger knows of SQLite in particular. A second database becomes a second module of this shape.
+"""All that the ledger knows of SQLite in particular; `jobs.postgres` is its sibling.
 
 Two engines, so that no read can turn into a write: the writer opens each transaction with BEGIN IMMEDIATE, which takes
 the write lock before anything was read; the reader's connections refuse to write. A deferred transaction that reads and
@@ -14,9 +14,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Engine, String, case, cast, create_engine, event, exists, func
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy import URL, ColumnElement, Connection, Engine, String, case, cast, create_engine, event, exists, func
 from sqlalchemy.pool import QueuePool
 
 from core.errors import ConfigError
@@ -39,33 +37,75 @@ _OUTAGES = {
 }
 
 
-def path_of(url: str) -> Path:
-    """The file that a database URL names.
+class SQLite:
+    """A ledger in one file.
+
+    Args:
+        url: Names the file.
 
     Raises:
-        ConfigError: it does not name a file of SQLite.
+        ConfigError: it does not.
     """
-    try:
-        parsed = make_url(url)
-    except ArgumentError:
-        raise ConfigError([("database_url", "must look like sqlite:///path/to/ratchet.db")]) from None
-    if parsed.get_backend_name() != "sqlite" or parsed.database in {None, "", ":memory:"}:
-        raise ConfigError([("database_url", "must name a SQLite file, like sqlite:///path/to/ratchet.db")])
-    return Path(str(parsed.database))
+
+    def __init__(self, url: URL) -> None:
+        if url.database in {None, "", ":memory:"}:
+            raise ConfigError([("database_url", "must name a SQLite file, like sqlite:///path/to/ratchet.db")])
+        self.path = Path(str(url.database))
+
+    @property
+    def place(self) -> str:
+        """Where the ledger is, for a person."""
+        return str(self.path)
+
+    def open_writer(self, busy_seconds: float) -> Engine:
+        """Connections whose transactions hold the write lock from their start.
+
+        There is one: SQLite has one writer at a time, and threads that queue for a connection wait less than threads
+        that poll for a lock.
+        """
+        return _open(self.path, "BEGIN IMMEDIATE", busy_seconds, 1, "query_only = OFF")
+
+    def open_reader(self, busy_seconds: float) -> Engine:
+        """Connections whose transactions see one state of the database and cannot change it."""
+        return _open(self.path, "BEGIN", busy_seconds, _MAX_READERS, "query_only = ON")
+
+    def outage(self, error: BaseException | None) -> str | None:
+        """What to tell a person if this is the database out of order, None if it is a mistake of ours."""
+        code = getattr(error, "sqlite_errorcode", None)
+        if code is None:
+            return None
+        if code == sqlite3.SQLITE_ERROR and "no such table" in str(error):
+            return "The ledger has no tables yet; it has to be migrated first."
+        return _OUTAGES.get(code & 0xFF)  # The low byte is the kind of error, the rest is detail.
+
+    @contextmanager
+    def migrating(self, _engine: Engine) -> Iterator[None]:
+        """Make the file if need be, and keep other processes from migrating it; they wait here as long as it takes.
+
+        The lock file stays: if it were removed, a waiting process would hold a lock on a file that no other can find.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.with_name(f"{self.path.name}.lock").open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            self.path.touch(mode=_PRIVATE)
+            yield
+
+    def back_up(self, revision: str) -> None:
+        """Copy the database as it is before `revision`; a copy under its final name is complete."""
+        final = self.path.with_name(f"{self.path.name}.before-{revision}.bak")
+        partial = final.with_name(f"{final.name}.part")
+        partial.unlink(missing_ok=True)
+        partial.touch(mode=_PRIVATE)
+        with closing(sqlite3.connect(self.path)) as source, closing(sqlite3.connect(partial)) as target:
+            source.backup(target)
+        partial.replace(final)
 
 
-def open_writer(path: Path, busy_seconds: float) -> Engine:
-    """Connections whose transactions hold the write lock from their start.
-
-    There is one: SQLite has one writer at a time, and threads that queue for a connection wait less than threads that
-    poll for a lock.
-    """
-    return _open(path, "BEGIN IMMEDIATE", busy_seconds, 1, "query_only = OFF")
-
-
-def open_reader(path: Path, busy_seconds: float) -> Engine:
-    """Connections whose transactions see one state of the database and cannot change it."""
-    return _open(path, "BEGIN", busy_seconds, _MAX_READERS, "query_only = ON")
+def json_has(column: Any, key: str, value: str) -> ColumnElement[bool]:
+    """Whether a JSON object has this value, as text, under this key; any key will do, a JSON path has no quotes."""
+    entry = func.json_each(column).table_valued("key", "atom", "type")
+    text = case((entry.c.type.in_(("true", "false")), entry.c.type), else_=cast(entry.c.atom, String))
+    return exists().where(entry.c.key == key, text == value)
 
 
 def _open(path: Path, begin: str, busy_seconds: float, num_connections: int, mode: str) -> Engine:
@@ -93,43 +133,3 @@ def _open(path: Path, begin: str, busy_seconds: float, num_connections: int, mod
         connection.exec_driver_sql(begin)
 
     return engine
-
-
-def outage(error: BaseException | None) -> str | None:
-    """What to tell a person if this is the database out of order, None if it is a mistake of ours."""
-    code = getattr(error, "sqlite_errorcode", None)
-    if code is None:
-        return None
-    if code == sqlite3.SQLITE_ERROR and "no such table" in str(error):
-        return "The ledger has no tables yet; it has to be migrated first."
-    return _OUTAGES.get(code & 0xFF)  # The low byte is the kind of error, the rest is detail.
-
-
-@contextmanager
-def migrating(path: Path) -> Iterator[None]:
-    """Make the file if need be, and keep other processes from migrating it; they wait here for as long as it takes.
-
-    The lock file stays: if it were removed, a waiting process would hold a lock on a file that no other can find.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_name(f"{path.name}.lock").open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        path.touch(mode=_PRIVATE)
-        yield
-
-
-def back_up(path: Path, revision: str) -> Path:
-    """Copy the database as it is before `revision`; a copy under its final name is complete."""
-    final = path.with_name(f"{path.name}.before-{revision}.bak")
-    partial = final.with_name(f"{final.name}.part")
-    partial.touch(mode=_PRIVATE)
-    with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(partial)) as target:
-        source.backup(target)
-    return partial.replace(final)
-
-
-def json_has(column: Any, key: str, value: str) -> ColumnElement[bool]:
-    """Whether a JSON object has this value, as text, under this key; any key will do, a JSON path has no quotes."""
-    entry = func.json_each(column).table_valued("key", "atom", "type")
-    text = case((entry.c.type.in_(("true", "false")), entry.c.type), else_=cast(entry.c.atom, String))
-    return exists().where(entry.c.key == key, text == value)

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from core.config import ENVIRONMENT
+from tests.postgres import PostgresServer
 
 PROJECT = Path(__file__).resolve().parent.parent
 
 FOREIGN = {*ENVIRONMENT, "CHECKPOINT_PATH", "RESUME_STEPS", "RESUME_MODE"}
+
+
+def skip_unless(condition: object, reason: str) -> None:
+    """Skip a test that this machine cannot run; where `CI` is set every test has to run, so there it fails."""
+    if condition:
+        return
+    if os.environ.get("CI"):
+        pytest.fail(f"cannot be tested here, and has to be: {reason}")
+    pytest.skip(reason)
 
 
 @pytest.fixture(autouse=True)
@@ -22,6 +33,15 @@ def _isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hugging-face"))
     # A .env file of the checkout is the developer's, not the test's.
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A server of our own, started when the first test asks for it."""
+    skip_unless(PostgresServer.programs(), "PostgreSQL's server is not installed (Debian: apt-get install postgresql)")
+    server = PostgresServer()
+    yield server
+    server.close()
 
 
 @pytest.fixture(scope="session")

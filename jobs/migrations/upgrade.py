@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from alembic import command
 from alembic.config import Config
@@ -11,14 +12,19 @@ from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import Engine, inspect
 
-from jobs import sqlite
+from core.failpoints import failpoint
 from jobs.errors import LedgerNewer
+
+if TYPE_CHECKING:
+    from jobs.database import Dialect
 
 _HERE = Path(__file__).parent
 
 
-def upgrade(engine: Engine, path: Path) -> None:
-    """Apply all revisions that `path` lacks in one transaction, after a backup if there is anything to lose.
+def upgrade(engine: Engine, dialect: Dialect) -> None:
+    """Apply all revisions that the ledger lacks in one transaction, after a backup if there is anything to lose.
+
+    Killed at any point, it leaves the ledger as it was, and can be run again.
 
     Raises:
         LedgerNewer: its revision is unknown to this release.
@@ -26,15 +32,17 @@ def upgrade(engine: Engine, path: Path) -> None:
     config = Config()
     config.set_main_option("script_location", str(_HERE).replace("%", "%%"))
     scripts = ScriptDirectory.from_config(config)
-    with sqlite.migrating(path):
+    with dialect.migrating(engine):
         is_empty, revision = _look(engine)
         if _is_newest(revision, scripts):
             return
         if not is_empty:
-            sqlite.back_up(path, str(scripts.get_current_head()))
+            dialect.back_up(str(scripts.get_current_head()))
+            failpoint("migration.backed_up")
         with engine.begin() as connection:
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
+            failpoint("migration.committing")
 
 
 def _look(engine: Engine) -> tuple[bool, str | None]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sqlite3
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -23,7 +24,7 @@ SPEC = NewJob("tale", {}, 10)
 @pytest.fixture
 def impatient(db: Database) -> Iterator[Database]:
     """A second process's view of the same ledger."""
-    database = Database(f"sqlite:///{db.path}", busy_seconds=0.1)
+    database = Database(db.url, busy_seconds=0.1)
     yield database
     database.close()
 
@@ -175,10 +176,25 @@ def test_our_own_mistakes_are_not_called_outages(db: Database) -> None:
         session.connection().exec_driver_sql("SELEKT 1")
 
 
-@pytest.mark.parametrize("url", ["nonsense", "sqlite://", "sqlite:///:memory:", "postgresql://localhost/ratchet"])
-def test_a_url_that_names_no_sqlite_file_is_a_mistake_in_the_settings(url: str) -> None:
-    with pytest.raises(ConfigError, match="database_url"):
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("nonsense", "must look like"),
+        ("sqlite://", "must name a SQLite file"),
+        ("sqlite:///:memory:", "must name a SQLite file"),
+        ("postgresql://localhost", "must name a database"),
+        ("mysql://localhost/ratchet", "is for mysql"),
+    ],
+)
+def test_a_url_that_names_no_ledger_is_a_mistake_in_the_settings(url: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=f"database_url.*{said}"):
         Database(url)
+
+
+def test_postgresql_without_its_driver_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(ConfigError, match=r"pip install 'ratchet\[postgres\]'"):
+        Database("postgresql://localhost/ratchet")
 
 
 def test_a_claim_reads_the_index_and_nothing_else(db: Database) -> None:
@@ -186,7 +202,7 @@ def test_a_claim_reads_the_index_and_nothing_else(db: Database) -> None:
     with db.write() as session:
         queue.claim(session, "w1", now=0.0)
     claim = next(statement for statement in heard if statement.startswith("UPDATE"))
-    with closing(sqlite3.connect(db.path)) as connection:
+    with closing(sqlite3.connect(db.dialect.path)) as connection:
         parameters = ["x"] * claim.count("?")
         plan = [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {claim}", parameters)]
     assert any("USING INDEX ix_job_claim (state=?)" in step for step in plan), plan
@@ -200,7 +216,7 @@ def test_a_page_of_jobs_needs_no_sorting(db: Database) -> None:
         catalog.list_jobs(session, "local", 10, last.id)
         catalog.list_jobs(session, "local", 10, last.id, source="tale.md")
     pages = [statement for statement in heard if "ORDER BY" in statement]
-    with closing(sqlite3.connect(db.path)) as connection:
+    with closing(sqlite3.connect(db.dialect.path)) as connection:
         for page in pages:
             plan = [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {page}", ["x"] * page.count("?"))]
             assert len(plan) == 1, plan

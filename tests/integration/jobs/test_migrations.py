@@ -15,7 +15,6 @@ from sqlmodel import SQLModel
 from jobs.database import Database
 from jobs.errors import LedgerNewer
 
-
 OUTER_COMMA = re.compile(r",(?![^(]*\))")
 
 
@@ -27,7 +26,7 @@ def fresh(tmp_path: Path) -> Iterator[Database]:
 
 
 def backups(db: Database) -> list[str]:
-    return sorted(path.name for path in db.path.parent.glob("*.bak*"))
+    return sorted(path.name for path in db.dialect.path.parent.glob("*.bak*"))
 
 
 def schema(path: Path) -> list[tuple[str, str]]:
@@ -42,7 +41,7 @@ def test_an_empty_ledger_gets_its_tables_and_no_backup(fresh: Database) -> None:
 
 
 def test_nobody_else_on_the_machine_can_read_the_ledger_or_its_backup(fresh: Database) -> None:
-    fresh.path.parent.mkdir()
+    fresh.dialect.path.parent.mkdir()
     fresh.migrate()
     with fresh.writer.begin() as connection:
         connection.exec_driver_sql("DROP TABLE alembic_version")
@@ -50,9 +49,9 @@ def test_nobody_else_on_the_machine_can_read_the_ledger_or_its_backup(fresh: Dat
             connection.exec_driver_sql(f"ALTER TABLE {table} RENAME TO old_{table}")
         for index in connection.exec_driver_sql("SELECT name FROM sqlite_master WHERE name LIKE 'ix%'").all():
             connection.exec_driver_sql(f"DROP INDEX {index[0]}")
-        assert (fresh.path.with_name("ratchet.db-wal").stat().st_mode & 0o077) == 0
+        assert (fresh.dialect.path.with_name("ratchet.db-wal").stat().st_mode & 0o077) == 0
     fresh.migrate()
-    for path in fresh.path.parent.glob("ratchet.db*"):
+    for path in fresh.dialect.path.parent.glob("ratchet.db*"):
         if not path.name.endswith(".lock"):
             assert path.stat().st_mode & 0o077 == 0, path.name
     assert len(backups(fresh)) == 1
@@ -60,9 +59,9 @@ def test_nobody_else_on_the_machine_can_read_the_ledger_or_its_backup(fresh: Dat
 
 def test_migrating_again_changes_nothing(fresh: Database) -> None:
     fresh.migrate()
-    before = schema(fresh.path)
+    before = schema(fresh.dialect.path)
     fresh.migrate()
-    assert schema(fresh.path) == before
+    assert schema(fresh.dialect.path) == before
     assert backups(fresh) == []
 
 
@@ -94,35 +93,35 @@ def test_checks_keys_and_index_order_are_those_of_the_tables_too(db: Database, t
         # A column that was added later stands behind the constraints.
         return sql.partition("(")[2].rpartition(")")[0] if sql.startswith("CREATE TABLE") else sql
 
-    assert said(db.path) == said(made.path)
+    assert said(db.dialect.path) == said(made.dialect.path)
 
 
 def test_a_ledger_with_something_in_it_is_backed_up_before_it_changes(fresh: Database) -> None:
-    fresh.path.parent.mkdir()
-    with closing(sqlite3.connect(fresh.path)) as connection:
+    fresh.dialect.path.parent.mkdir()
+    with closing(sqlite3.connect(fresh.dialect.path)) as connection:
         connection.execute("CREATE TABLE diary (line TEXT)")
         connection.execute("INSERT INTO diary VALUES ('dear')")
         connection.commit()
     fresh.migrate()
     fresh.ping()
     assert backups(fresh) == ["ratchet.db.before-0002.bak"]
-    with closing(sqlite3.connect(fresh.path.with_name("ratchet.db.before-0002.bak"))) as connection:
+    with closing(sqlite3.connect(fresh.dialect.path.with_name("ratchet.db.before-0002.bak"))) as connection:
         assert connection.execute("SELECT line FROM diary").fetchall() == [("dear",)]
         assert connection.execute("SELECT count(*) FROM sqlite_master").fetchone() == (1,)
 
 
 def test_a_migration_that_fails_leaves_the_ledger_as_it_was(fresh: Database) -> None:
-    fresh.path.parent.mkdir()
-    with closing(sqlite3.connect(fresh.path)) as connection:
+    fresh.dialect.path.parent.mkdir()
+    with closing(sqlite3.connect(fresh.dialect.path)) as connection:
         connection.execute("CREATE TABLE worker (line TEXT)")
-    before = schema(fresh.path)
+    before = schema(fresh.dialect.path)
     with pytest.raises(Exception, match="already exists"):
         fresh.migrate()
-    assert schema(fresh.path) == before
+    assert schema(fresh.dialect.path) == before
 
 
 def test_several_processes_may_start_at_once(fresh: Database) -> None:
-    databases = [Database(f"sqlite:///{fresh.path}") for _ in range(4)]
+    databases = [Database(fresh.url) for _ in range(4)]
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(Database.migrate, databases))
     for database in databases:
@@ -134,10 +133,10 @@ def test_a_ledger_of_a_later_release_is_left_alone(fresh: Database) -> None:
     fresh.migrate()
     with fresh.writer.begin() as connection:
         connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
-    before = schema(fresh.path)
+    before = schema(fresh.dialect.path)
     with pytest.raises(LedgerNewer, match="9999"):
         fresh.migrate()
-    assert schema(fresh.path) == before
+    assert schema(fresh.dialect.path) == before
     assert backups(fresh) == []
 
 

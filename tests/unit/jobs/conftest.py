@@ -18,10 +18,14 @@ Bring = Callable[[State], Job]
 CONFIG = {"source": "tale.md", "model_type": "from_scratch"}
 
 
-@pytest.fixture(scope="session")
-def db(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
-    """One empty ledger for all tests of this folder: what a test writes is rolled back."""
-    database = Database(f"sqlite:///{tmp_path_factory.mktemp('ledger') / 'ratchet.db'}")
+@pytest.fixture(scope="session", params=["sqlite", "postgresql"])
+def db(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
+    """One empty ledger of each kind for all tests of this folder: what a test writes is rolled back."""
+    if request.param == "sqlite":
+        url = f"sqlite:///{tmp_path_factory.mktemp('ledger') / 'ratchet.db'}"
+    else:
+        url = request.getfixturevalue("postgres").make_database()
+    database = Database(url)
     database.migrate()
     yield database
     database.close()

@@ -5,6 +5,7 @@ from itertools import product
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
 from jobs.errors import IllegalTransition, JobNotFound, LeaseLost
@@ -84,4 +85,4 @@ def test_a_failure_is_told_with_its_cause(session: Any, bring: Any, story: Any) 
 def test_the_database_itself_refuses_a_state_that_does_not_exist(session: Any, bring: Any) -> None:
     job = bring(State.QUEUED)
     with pytest.raises(IntegrityError, match="ck_job_state"):
-        session.connection().exec_driver_sql("UPDATE job SET state = 'lost' WHERE id = ?", (job.id,))
+        session.execute(text("UPDATE job SET state = 'lost' WHERE id = :id"), {"id": job.id})
