@@ -75,6 +75,9 @@ TRANSITIONS: dict[State, frozenset[State]] = {
     State.CANCELLED: frozenset(),
 }
 
+ENDED_AND_WHOLE = "thinned_seq = 0 AND finished_at IS NOT NULL"
+"""Jobs whose log may be thinned, in SQL: an index has these words, so a query has to say the same."""
+
 _ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789"
 
 
@@ -117,7 +120,7 @@ class Job(SQLModel, table=True):
         Index("ix_job_newest_by_model", "owner", "model_type", "created_at", "id"),
         Index("ix_job_seq", "seq", unique=True),
         Index("ix_job_device", "device", unique=True),
-        Index("ix_job_whole", "finished_at", **_where("thinned_seq = 0 AND finished_at IS NOT NULL")),
+        Index("ix_job_whole", "finished_at", **_where(ENDED_AND_WHOLE)),
     )
 
     id: str = Field(default_factory=new_job_id, primary_key=True)
