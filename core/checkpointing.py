@@ -8,9 +8,11 @@ is renamed, which is the moment it exists. Light: tensors are read and written b
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import math
 import os
+import re
 import secrets
 import shutil
 import time
@@ -21,7 +23,8 @@ from typing import IO, TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from core.errors import CheckpointCorrupt, CheckpointError, CheckpointNotFound
+from core.errors import CheckpointCorrupt, CheckpointError, CheckpointNotFound, DiskFull, StorageError
+from core.failpoints import failpoint
 
 if TYPE_CHECKING:
     from core.state import CheckpointContent
@@ -32,6 +35,8 @@ STAGING_PREFIX = "tmp-"
 END_OF_TIME = 253_402_300_799.0
 """The last second of the year 9999, the last that ISO 8601 can write."""
 
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_BROKEN = frozenset({errno.EIO, errno.EROFS})
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Moment = Annotated[float, Field(ge=0, le=END_OF_TIME)]
@@ -105,22 +110,27 @@ class CheckpointStore:
         Args:
             manifest: Everything but `files`, which is read off what `write` wrote.
             write: Puts the files into the folder it is given.
+
+        Raises:
+            DiskFull, StorageError: the disk refused it, and nothing of it is left there.
         """
-        self.root.mkdir(parents=True, exist_ok=True)
         staged = self.root / f"{STAGING_PREFIX}{manifest.job_id or 'script'}-{manifest.id}"
-        staged.mkdir()
         try:
+            staged.mkdir(parents=True)
+            failpoint("checkpoint.staged")
             write(staged)
-            files = {path.name: _seal(path) for path in sorted(staged.iterdir())}
-            complete = manifest.model_copy(update={"files": files})
-            (staged / MANIFEST).write_text(complete.model_dump_json(indent=1))
-            _seal(staged / MANIFEST)
-            _sync_folder(staged)
+            complete = _sealed(staged, manifest)
             final = self.root / manifest.name
+            failpoint("checkpoint.renaming")
             staged.rename(final)
+            failpoint("checkpoint.renamed")
             _sync_folder(self.root)
-        except BaseException:
+            failpoint("checkpoint.published")
+        except BaseException as error:
             shutil.rmtree(staged, ignore_errors=True)
+            refusal = _refusal_of_disk(error, manifest.name)
+            if refusal:
+                raise refusal from error
             raise
         return Checkpoint(final, complete)
 
@@ -291,6 +301,32 @@ def _number(value: float | None) -> str:
 def _first_complaint(error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
     return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}".removeprefix(": ")
+
+
+def _refusal_of_disk(error: BaseException, name: str) -> StorageError | None:
+    """What to tell the user if the disk is to blame; safetensors tells the number of an error in its text alone."""
+    told = re.search(r"\(os error (\d+)\)", str(error))
+    code = error.errno if isinstance(error, OSError) else int(told[1]) if told else None
+    if code in _FULL:
+        said = f"checkpoint '{name}' could not be saved: {os.strerror(code)}"
+        return DiskFull(f"{said}; make room where the checkpoints are, then resume: the earlier ones are whole")
+    if code in _BROKEN:
+        return StorageError(f"checkpoint '{name}' could not be saved: {os.strerror(code)}; the earlier ones are kept")
+    return None
+
+
+def _sealed(staged: Path, manifest: Manifest) -> Manifest:
+    """The manifest with all files of the folder in it; every one of them, and itself last, is on the disk then."""
+    files = {}
+    for path in sorted(staged.iterdir()):
+        files[path.name] = _seal(path)
+        failpoint("checkpoint.file")
+    complete = manifest.model_copy(update={"files": files})
+    (staged / MANIFEST).write_text(complete.model_dump_json(indent=1))
+    _seal(staged / MANIFEST)
+    failpoint("checkpoint.manifest")
+    _sync_folder(staged)
+    return complete
 
 
 def _seal(path: Path) -> FileEntry:

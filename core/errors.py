@@ -16,6 +16,8 @@
     │   ├── CheckpointCorrupt       checkpoint_corrupt
     │   ├── CheckpointUnsafe        checkpoint_unsafe
     │   └── CheckpointMismatch      checkpoint_mismatch
+    ├── StorageError                storage_error
+    │   └── DiskFull                disk_full
     ├── NonFiniteLoss               non_finite
     ├── OutOfMemory                 out_of_memory
     └── GenerationError             generation_invalid
@@ -164,6 +166,18 @@ class CheckpointMismatch(CheckpointError):
         super().__init__(message, field=field)
         self.differences = differences
         self.forbidden = forbidden
+
+
+class StorageError(RatchetError):
+    """The disk refused what was to be saved; what was saved before is whole."""
+
+    code = "storage_error"
+
+
+class DiskFull(StorageError):
+    """No space, or no quota, is left for what was to be saved."""
+
+    code = "disk_full"
 
 
 class NonFiniteLoss(RatchetError):

@@ -19,6 +19,7 @@ from core.config import TrainingConfig
 from core.data import batch
 from core.errors import NonFiniteLoss, RatchetError
 from core.events import CheckpointSaved, Emit, Eval, Sample, Started, Step, Warned
+from core.failpoints import failpoint
 from core.generation import Completion, Sampling, final_prompt
 from core.models import LanguageModel
 from core.narration import Narrator
@@ -123,7 +124,9 @@ class Trainer:
         parts.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = self.checked("gradient norm", clip_gradients(parts.model, config))
+        failpoint("trainer.updating")
         parts.optimizer.step()
+        failpoint("trainer.updated")
         run.step += 1
         run.tokens_seen += ids_BT.numel()
         self.clock.stop()
@@ -164,6 +167,7 @@ class Trainer:
         Raises:
             NonFiniteLoss: the last checkpoint before it stays the newest.
         """
+        failpoint("trainer.evaluating")
         losses = estimate_loss(self.parts, self.should_stop)
         if losses is None:
             return

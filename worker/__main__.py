@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import signal
 import sys
-import threading
 
 from pydantic import ValidationError
 
@@ -14,6 +14,9 @@ from core.errors import RatchetError
 from core.processes import exit_with_parent_if_told
 from worker.loop import WorkerLoop
 from worker.settings import WorkerSettings
+from worker.stop import StopSign
+
+LEAVE_SECONDS = 4
 
 
 def main() -> int:
@@ -25,11 +28,9 @@ def main() -> int:
     exit_with_parent_if_told()
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s worker %(levelname)s %(message)s")
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    stop = threading.Event()
-    for name in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(name, lambda *_: stop.set())
     try:
-        WorkerLoop(WorkerSettings(), stop).run()
+        settings = WorkerSettings()
+        WorkerLoop(settings, stop_at_signals(settings.drain_seconds)).run()
     except ValidationError as error:
         for field, said in problems_of(error):
             sys.stderr.write(f"RATCHET_{field.upper()}: {said}\n")
@@ -38,6 +39,23 @@ def main() -> int:
         sys.stderr.write(f"{error.message}\n")
         return 2
     return 0
+
+
+def stop_at_signals(drain_seconds: float) -> StopSign:
+    """A sign that SIGTERM and Ctrl-C raise; who has not left a few seconds after the drain is ended by the kernel.
+
+    That takes generation and all children along, and needs no thread of a worker that waits for its ledger.
+    """
+    stop = StopSign()
+
+    def ask(*_: object) -> None:
+        if not stop.is_set():
+            stop.set()
+            signal.alarm(math.ceil(drain_seconds) + LEAVE_SECONDS)
+
+    for name in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(name, ask)
+    return stop
 
 
 if __name__ == "__main__":

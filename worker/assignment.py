@@ -29,6 +29,8 @@ class Assignment:
     parent: str | None = None
     has_begun: bool = False
     """Whether an earlier attempt has said anything that this one will say again."""
+    visible_devices: str | None = None
+    """`CUDA_VISIBLE_DEVICES` of the child; None leaves it as it is."""
 
     def to_line(self) -> str:
         """One line of JSON."""
@@ -40,13 +42,20 @@ class Assignment:
         return cls(**json.loads(line))
 
 
-def assign(job: Job, settings: WorkerSettings, own: Checkpoint | None, parent_path: str | None) -> Assignment:
+def assign(
+    job: Job,
+    settings: WorkerSettings,
+    own: Checkpoint | None,
+    parent_path: str | None,
+    visible_devices: str | None = None,
+) -> Assignment:
     """What to tell the child of a job that has just been claimed.
 
     Args:
         own: The job's own newest checkpoint: an attempt goes on from what earlier ones published. Only a job with
             nothing of its own starts where its request said.
         parent_path: The folder of the checkpoint that the job resumes, if it does.
+        visible_devices: See `Assignment`.
     """
     return Assignment(
         job_id=job.id,
@@ -61,4 +70,5 @@ def assign(job: Job, settings: WorkerSettings, own: Checkpoint | None, parent_pa
         mode=ResumeMode.EXTEND if own else job.resume_mode or ResumeMode.EXTEND,
         parent=own.manifest.id if own else job.parent_checkpoint,
         has_begun=job.started_at is not None,
+        visible_devices=visible_devices,
     )

@@ -10,27 +10,29 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Mapping
-from typing import IO, Any
+from typing import IO
 
 from core.processes import POLITE
 from worker.assignment import Assignment
-from worker.child import PARENT_VARIABLE, PIPE_VARIABLE, parse_line
+from worker.child import PARENT_VARIABLE, PIPE_VARIABLE, PULSE, Said, parse_line
 
 log = logging.getLogger(__name__)
 
 TAIL_LINES = 40
+STACK_LINES = 300
+QUIET_SECONDS = 0.3
+KILL_SECONDS = 5.0
 PASSED_ON = (
     "PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "VIRTUAL_ENV", "PYTHONPATH", "LD_LIBRARY_PATH",
     "CUDA_VISIBLE_DEVICES", "CUDA_HOME", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_ENDPOINT", "HF_TOKEN",
     "HTTPS_PROXY", "https_proxy", "NO_PROXY", "SSL_CERT_FILE", "OMP_NUM_THREADS", "MKL_NUM_THREADS",
     "OMP_WAIT_POLICY", "GOMP_SPINCOUNT",
-    "RATCHET_FAILPOINT",
+    "RATCHET_FAILPOINT", "RATCHET_FAILPOINT_ONCE",
 )  # fmt: skip
 """What a child inherits of the environment: never the API key, never the ledger's address."""
-
-Said = tuple[str, dict[str, Any]]
 
 
 class ChildProcess:
@@ -42,6 +44,8 @@ class ChildProcess:
 
     def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
         self.tail: deque[str] = deque(maxlen=TAIL_LINES)
+        self._stacks: deque[str] | None = None
+        self._heard = time.monotonic()
         self._said: queue.SimpleQueue[Said | None] = queue.SimpleQueue()
         self._all_said = False
         receiving, sending = os.pipe()
@@ -83,9 +87,15 @@ class ChildProcess:
         """Its exit status; minus the signal's number if a signal ended it; None while it lives."""
         return self._process.poll()
 
+    @property
+    def silent_seconds(self) -> float:
+        """Since its last sign of life; a child that waits gives none."""
+        return time.monotonic() - self._heard
+
     def assign(self, assignment: Assignment) -> None:
         """Tell it what to do, once."""
         assert self._process.stdin
+        self._heard = time.monotonic()
         # A child that died at once has closed its end; its exit status will say why.
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(assignment.to_line())
@@ -109,11 +119,31 @@ class ChildProcess:
         with contextlib.suppress(ProcessLookupError):
             self._process.send_signal(signal.SIGTERM)
 
+    def stacks(self, patience: float) -> list[str]:
+        """Where each of its threads stands, as `faulthandler` says it; what it has not said in time is not waited for.
+
+        Args:
+            patience: In seconds.
+        """
+        stacks = self._stacks = deque[str](maxlen=STACK_LINES)
+        deadline = time.monotonic() + patience
+        with contextlib.suppress(ProcessLookupError):
+            self._process.send_signal(signal.SIGUSR1)
+        num_lines = -1
+        while time.monotonic() < deadline and self.exit_code is None and (not stacks or len(stacks) > num_lines):
+            num_lines = len(stacks)
+            time.sleep(min(QUIET_SECONDS, patience))
+        self._stacks = None
+        return list(stacks)
+
     def kill(self) -> None:
-        """End it and all that it started, at once."""
+        """End it and all that it started, at once; one that a driver keeps from dying is not waited for."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
-        self._process.wait()
+        try:
+            self._process.wait(KILL_SECONDS)
+        except subprocess.TimeoutExpired:
+            log.error("process %d does not die; something in the kernel keeps it", self.pid)
         if self._process.stdin:
             with contextlib.suppress(BrokenPipeError):
                 self._process.stdin.close()
@@ -138,8 +168,11 @@ class ChildProcess:
             self._said.put(None)
 
     def _take(self, line: str) -> None:
+        self._heard = time.monotonic()
         try:
-            self._said.put(parse_line(line))
+            said = parse_line(line)
+            if said[0] != PULSE:
+                self._said.put(said)
         except (ValueError, KeyError, TypeError):
             # The last line of a child that was killed may be half a line.
             log.warning("process %d said something that is no event: %.200r", self.pid, line)
@@ -147,7 +180,7 @@ class ChildProcess:
     def _read_tail(self, stderr: IO[str]) -> None:
         with stderr:
             for line in stderr:
-                self.tail.append(line.rstrip())
+                (self.tail if self._stacks is None else self._stacks).append(line.rstrip())
 
 
 def _minimal(environment: Mapping[str, str], pipe: int) -> dict[str, str]:
@@ -158,5 +191,8 @@ def _minimal(environment: Mapping[str, str], pipe: int) -> dict[str, str]:
         PIPE_VARIABLE: str(pipe),
         PARENT_VARIABLE: str(os.getpid()),
         "PYTHONUNBUFFERED": "1",
+        # Asked whether there is a GPU, torch asks the driver's library and does not initialise CUDA: a child that waits
+        # does not know yet which GPU it may see.
+        "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }

@@ -16,6 +16,12 @@ class WorkerSettings(LedgerSettings):
     heartbeat_seconds: float = Field(5, gt=0, description="Between two renewals of a lease; a sixth of a shorter one.")
     scan_seconds: float = Field(5, gt=0, description="Between two looks for lost and waiting jobs; likewise.")
     max_attempts: int = Field(5, ge=1, description="Claims of one job before it fails for good.")
+    max_failures_in_a_row: int = Field(2, ge=1, description="Of these, failures without a new checkpoint in between.")
+    retry_seconds: float = Field(1, ge=0, description="Before another attempt; doubles with each failure in a row.")
+    hang_seconds: float = Field(
+        600, gt=0, description="A child that makes no progress for this long is taken for hung."
+    )
+    capacity: int = Field(0, ge=0, description="Jobs trained at once; 0 for one on each GPU, or 1 without a GPU.")
     warm_child: bool = Field(True, description="Keep one child that has imported torch already; about 300 MB.")
     claim_seconds: float = Field(0.2, gt=0, description="Between two looks for a job to claim, when idle.")
     stop_poll_seconds: float = Field(0.5, gt=0, description="Between two looks for a request to stop.")

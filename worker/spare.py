@@ -6,13 +6,16 @@ job; it is ended with its worker, and one that died is simply replaced.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 
 from worker.process import ChildProcess
 
 
 class Spare:
-    """At most one waiting child.
+    """At most one waiting child, for all threads of the worker.
+
+    The main thread is to prepare it: a child dies with the thread that started it.
 
     Args:
         enabled: If not, every job gets a child that starts when it is needed.
@@ -23,23 +26,29 @@ class Spare:
         self._enabled = enabled
         self._start = start
         self._waiting: ChildProcess | None = None
+        self._turn = threading.Lock()
 
     def prepare(self) -> None:
         """Have one wait, if none does."""
-        if self._enabled and not self._waits():
-            self.close()
-            self._waiting = self._start()
+        with self._turn:
+            if self._enabled and not self._waits():
+                self._end()
+                self._waiting = self._start()
 
     def take(self) -> ChildProcess:
         """The one that waits, or else a new one; it is the caller's from here on."""
-        if not self._waits():
-            return self._start()
-        waiting, self._waiting = self._waiting, None
-        assert waiting is not None
-        return waiting
+        with self._turn:
+            if self._waiting is not None and self._waits():
+                waiting, self._waiting = self._waiting, None
+                return waiting
+        return self._start()
 
     def close(self) -> None:
         """End the one that waits."""
+        with self._turn:
+            self._end()
+
+    def _end(self) -> None:
         if self._waiting is not None:
             self._waiting.kill()
             self._waiting.close()

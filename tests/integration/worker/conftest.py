@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +48,8 @@ class Bench:
         self.db.migrate()
         self.processes: list[subprocess.Popen[str]] = []
 
-    def worker(self, **settings: Any) -> subprocess.Popen[str]:
+    def worker(self, *, behind: Sequence[str] = (), log: Path | None = None, **settings: Any) -> subprocess.Popen[str]:
+        """A worker with these settings; `behind` has a program that turns into it, `log` takes what it says."""
         told = {
             "DATA": self.folder,
             "SOURCES": self.folder / "sources",
@@ -61,7 +64,9 @@ class Bench:
         }
         env = {**os.environ, **{f"RATCHET_{name}": str(value) for name, value in told.items()}, "OMP_NUM_THREADS": "1"}
         project = Path(__file__).resolve().parents[3]
-        process = subprocess.Popen([sys.executable, "-m", "worker"], cwd=project, env=env, text=True)
+        command = [*behind, sys.executable, "-m", "worker"]
+        with log.open("a") if log else nullcontext() as stderr:
+            process = subprocess.Popen(command, cwd=project, env=env, text=True, stderr=stderr)
         self.processes.append(process)
         return process
 
@@ -78,6 +83,16 @@ class Bench:
         with self.db.read() as session:
             return feed.after(session, job_id, 0, limit=100_000)
 
+    def log_of(self, job_id: str) -> list[tuple[str, dict[str, Any]]]:
+        """Kind and data of each event, whose numbers have no gap and no repeat."""
+        events = self.events(job_id)
+        assert [event.seq for event in events] == list(range(1, len(events) + 1))
+        return [(event.kind, json.loads(event.data)) for event in events]
+
+    def errors_of(self, job_id: str) -> list[str]:
+        """Code of each error that the job's states told, in order."""
+        return [data["error"]["code"] for kind, data in self.log_of(job_id) if kind == "state" and "error" in data]
+
     def ask(self, verb: Callable[..., Job], job_id: str) -> Job:
         with self.db.write() as session:
             return verb(session, catalog.get_job(session, "local", job_id))
@@ -93,8 +108,12 @@ class Bench:
 
     def child_of(self, worker: subprocess.Popen[str]) -> int:
         def find() -> int | None:
-            children = Path(f"/proc/{worker.pid}/task/{worker.pid}/children").read_text().split()
-            return next((int(pid) for pid in children if is_child(pid)), None)
+            return next(iter(self.children_of(worker)), None)
+
+        return self.when(find)
+
+    def children_of(self, worker: subprocess.Popen[str]) -> list[int]:
+        """Training processes, and the one that waits; each thread of the worker has children of its own."""
 
         def is_child(pid: str) -> bool:
             try:
@@ -102,7 +121,8 @@ class Bench:
             except FileNotFoundError:
                 return False
 
-        return self.when(find)
+        lists = Path(f"/proc/{worker.pid}/task").glob("*/children")
+        return [int(pid) for each in lists for pid in each.read_text().split() if is_child(pid)]
 
     def when(self, found: Callable[[], Any], seconds: float = 40) -> Any:
         deadline = time.monotonic() + seconds

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from core.checkpointing import (
     verify,
     write_checkpoint_log,
 )
-from core.errors import CheckpointCorrupt, CheckpointNotFound
+from core.errors import CheckpointCorrupt, CheckpointNotFound, DiskFull, StorageError
 
 
 def manifest(step: int = 100, **given: Any) -> Manifest:
@@ -54,10 +55,59 @@ def test_a_save_that_fails_leaves_nothing_that_a_reader_would_see(store: Checkpo
         write_two_files(folder)
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(DiskFull, match="No space left"):
         store.publish(manifest(), fail)
     assert list(store) == []
     assert list(store.root.iterdir()) == []
+
+
+SITES = ["staged", "file", "manifest", "renaming", "renamed", "published"]
+
+
+@pytest.mark.parametrize("site", SITES)
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        ("ENOSPC", DiskFull),
+        ("EDQUOT", DiskFull),
+        ("EFBIG", DiskFull),
+        ("EIO", StorageError),
+        ("EROFS", StorageError),
+        ("EACCES", OSError),
+    ],
+)
+def test_whenever_the_disk_refuses_a_save_is_whole_or_not_there_and_the_reason_is_told(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch, site: str, code: str, kind: type[Exception]
+) -> None:
+    before = store.publish(manifest(), write_two_files)
+    monkeypatch.setenv("RATCHET_FAILPOINT", f"checkpoint.{site}:error={code}")
+    with pytest.raises(kind) as raised:
+        store.publish(manifest(200), write_two_files)
+    assert type(raised.value) is kind or kind is OSError
+    for item in store:
+        verify(item)
+    assert before in list(store)
+    assert [path.name for path in store.root.iterdir() if path.name.startswith("tmp-")] == []
+
+
+def test_a_file_larger_than_its_limit_is_told_like_a_full_disk(
+    run: Any, config: Any, store: CheckpointStore, request: pytest.FixtureRequest
+) -> None:
+    told = run(config(), store=store)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    request.addfinalizer(lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limits))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    with pytest.raises(DiskFull, match="File too large; make room"):
+        told.trainer.train()
+    assert list(store.root.iterdir()) == []
+
+
+def test_a_full_device_that_the_tensors_meet_is_told_apart_by_its_number(store: CheckpointStore) -> None:
+    def full(_: Path) -> None:
+        raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    with pytest.raises(DiskFull):
+        store.publish(manifest(), full)
 
 
 def test_a_folder_that_was_never_published_is_not_listed(store: CheckpointStore) -> None:

@@ -67,6 +67,14 @@ def test_a_stop_keeps_a_checkpoint_of_the_step_it_came_at(run: Any, config: Any,
     assert [event.step for event in told.of("checkpoint")] == [4, 6]
 
 
+def test_it_is_asked_whether_to_stop_at_every_step_and_every_batch_of_an_evaluation(run: Any, config: Any) -> None:
+    told = run(config(training_steps=6, eval_interval=6, eval_iters=3))
+    asked: list[int] = []
+    told.trainer.should_stop = lambda: asked.append(told.trainer.run.step) is not None
+    told.trainer.train()
+    assert asked == [0] * (2 * 3) + [0, 1, 2, 3, 4, 5] + [6] * (2 * 3)
+
+
 def test_without_checkpoints_at_intervals_the_result_is_still_kept(
     run: Any, config: Any, store: CheckpointStore
 ) -> None:

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import os
 import sys
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +14,12 @@ from pydantic import ValidationError
 
 from core.devices import as_out_of_memory
 from worker.assignment import Assignment
+from worker.causes import cause_of
+from worker.child import PULSE, PULSE_SECONDS, Pipe, parse_line, train
 from worker.process import ChildProcess
 from worker.settings import WorkerSettings
-from worker.supervisor import _cause
+from worker.stacks import readable
+from worker.stop import StopSign
 
 ASSIGNMENT = Assignment("job_a", 1, 1, {}, 10, "sources", "checkpoints", "models")
 
@@ -67,9 +73,86 @@ def test_a_line_that_is_no_event_is_passed_over_and_half_a_line_too(child_that_r
 def test_how_a_child_ended_is_told_apart(child_that_runs: Any, program: str, code: str, said: str) -> None:
     child = child_that_runs(program)
     assert all_of(child) == []
-    cause = _cause(child)
+    assert child.exit_code
+    cause = cause_of(child.exit_code, None)
     assert cause.code == code
     assert said in cause.message
+
+
+def test_a_pulse_is_a_sign_of_life_and_nothing_else(child_that_runs: Any) -> None:
+    pulse = '{"kind":"pulse","data":{}}'
+    child = child_that_runs(f"for _ in range(8): pipe.write('{pulse}\\n'); pipe.flush(); time.sleep(0.1)")
+    while child.exit_code is None:
+        assert child.read(0.05) == []
+        silent = child.silent_seconds
+    assert silent < 0.6
+    assert all_of(child) == []
+
+
+def test_a_run_that_says_something_needs_no_pulse_and_one_that_is_silent_gives_one_a_second() -> None:
+    receiving, sending = os.pipe()
+    pipe = Pipe(sending)
+    pipe.send("log", {"line": "a"})
+    for _ in range(5):
+        pipe.pulse()
+    pipe._spoke -= PULSE_SECONDS
+    for _ in range(5):
+        pipe.pulse()
+    pipe._file.close()
+    with os.fdopen(receiving) as said:
+        assert [parse_line(line)[0] for line in said] == ["log", PULSE]
+
+
+def test_a_child_tells_where_it_stands_even_if_it_ignores_all_else(child_that_runs: Any) -> None:
+    child = child_that_runs(
+        "import faulthandler, threading\n"
+        "faulthandler.register(signal.SIGUSR1, all_threads=True)\n"
+        "print('an old line', file=sys.stderr, flush=True)\n"
+        "def stuck(): time.sleep(60)\n"
+        "threading.Thread(target=stuck, daemon=True).start()\n"
+        'pipe.write(\'{"kind":"hello","data":{}}\\n\'); pipe.flush()\n'
+        "stuck()"
+    )
+    while not child.read(0.1):
+        pass
+    lines = list(readable(child.stacks(5)))
+    assert [line for line in lines if line.startswith("thread")] == [
+        "thread 1, most recent call first:",
+        "thread 2, most recent call first:",
+    ]
+    assert "  child, line 6 in stuck" in lines
+    child.kill()
+    child.close()
+    assert list(child.tail) == ["an old line"], "the stacks are for the job's log"
+
+
+@pytest.mark.parametrize("program", ["signal.signal(signal.SIGUSR1, signal.SIG_IGN); time.sleep(60)", "time.sleep(60)"])
+def test_a_child_that_cannot_tell_where_it_stands_is_not_waited_for(child_that_runs: Any, program: str) -> None:
+    child = child_that_runs(program)
+    begun = time.monotonic()
+    assert child.stacks(0.5) == []
+    assert time.monotonic() - begun < 2
+
+
+def test_a_child_sees_the_gpu_of_its_place_before_anything_else_happens(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    monkeypatch.setenv("RATCHET_FAILPOINT", "child.begun:error=EIO")
+    pipe = Pipe(os.open(tmp_path / "said", os.O_WRONLY | os.O_CREAT))
+    for told, seen in ((None, "0,1"), ("GPU-a", "GPU-a"), ("", "")):
+        with pytest.raises(OSError, match="Input/output"):
+            train(replace(ASSIGNMENT, visible_devices=told), pipe, StopSign())
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == seen
+    pipe._file.close()
+
+
+def test_a_second_signal_finds_the_sign_raised_already() -> None:
+    sign = StopSign()
+    assert not sign.is_set()
+    for _ in range(2):
+        sign.set(15, None)
+        assert sign.is_set()
 
 
 def test_a_stop_is_a_signal_that_the_child_may_obey_in_its_time(child_that_runs: Any) -> None:

@@ -1,0 +1,108 @@
+"""One attempt, with a process that the test makes up."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs import catalog, feed, queue
+from jobs.database import Database
+from jobs.queue import NewJob
+from jobs.tables import Job, State
+from worker.settings import WorkerSettings
+from worker.supervisor import Supervisor
+
+
+class Unkillable:
+    """A process that a driver keeps: it says nothing and does not die."""
+
+    pid = 1
+    ended = False
+    exit_code = None
+    silent_seconds = 601.0
+    tail = ("the last it said",)
+
+    def assign(self, _: Any) -> None: ...
+    def stop(self) -> None: ...
+    def kill(self) -> None: ...
+    def close(self) -> None: ...
+    def read(self, _: float) -> list[Any]:
+        return []
+
+    def stacks(self, _: float) -> list[str]:
+        return []
+
+
+@pytest.fixture
+def db(tmp_path: Path) -> Iterator[Database]:
+    db = Database(f"sqlite:///{tmp_path / 'ratchet.db'}")
+    db.migrate()
+    yield db
+    db.close()
+
+
+@pytest.fixture
+def job(db: Database) -> Job:
+    with db.write() as session:
+        queue.enqueue(session, NewJob("a", {}, 10))
+        job = queue.claim(session, "w", 1.0)
+    assert job
+    return job
+
+
+def attended(db: Database, job: Job, folder: Path, child: Any, **settings: Any) -> Job:
+    Supervisor(db, job, WorkerSettings(data=folder, **settings), lambda: False, child).attend()
+    with db.read() as session:
+        return catalog.get_job(session, "local", job.id)
+
+
+def test_a_process_that_cannot_even_be_killed_does_not_hold_its_job(db: Database, job: Job, tmp_path: Path) -> None:
+    left = attended(db, job, tmp_path, Unkillable, hang_seconds=600)
+    assert left.error is not None
+    assert (left.state, left.error["code"]) == (State.RETRY_WAIT, "hung")
+    with db.read() as session:
+        said = [json.loads(event.data) for event in feed.after(session, job.id, 2)]
+    assert [data.get("line") for data in said[:2]] == ["🧵 Where the hung process stood:", "  it did not answer"]
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (BlockingIOError(11, "Resource temporarily unavailable"), "start_failed"),
+        (OSError(5, "Input/output error", "/somewhere/on/this/machine"), "storage_error"),
+    ],
+)
+def test_a_machine_that_cannot_start_a_process_now_is_given_another_chance(
+    db: Database, job: Job, tmp_path: Path, error: OSError, code: str
+) -> None:
+    def fail() -> Any:
+        raise error
+
+    left = attended(db, job, tmp_path, fail)
+    assert left.error is not None
+    assert (left.state, left.error["code"]) == (State.RETRY_WAIT, code)
+    assert "/somewhere" not in left.error["message"]
+
+
+@pytest.mark.parametrize(("limit", "state"), [(1, State.FAILED), (2, State.RETRY_WAIT)])
+def test_how_many_failures_in_a_row_end_a_job_is_a_setting(
+    db: Database, job: Job, tmp_path: Path, limit: int, state: State
+) -> None:
+    assert attended(db, job, tmp_path, Unkillable, max_failures_in_a_row=limit).state is state
+
+
+def test_the_wait_before_another_attempt_is_a_setting_and_doubles(db: Database, job: Job, tmp_path: Path) -> None:
+    with db.write() as session:
+        claimed = session.merge(job)
+        claimed.failures_in_a_row = 2
+        session.add(claimed)
+    settings = {"retry_seconds": 3.0, "max_failures_in_a_row": 9}
+    left = attended(db, claimed, tmp_path, Unkillable, **settings)
+    with db.read() as session:
+        waited_since = feed.after(session, job.id, 0)[-1].created_at
+    assert left.run_after is not None
+    assert left.run_after - waited_since == pytest.approx(12, abs=0.5)

@@ -1,0 +1,137 @@
+"""What the holder of a job writes to the ledger: each event once, beats, and how it ended; all under one fence."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from sqlmodel import Session
+
+from core.failpoints import failpoint
+from jobs import feed, lease
+from jobs.database import Database
+from jobs.errors import LeaseLost, LedgerUnavailable
+from jobs.tables import Job, State
+from worker.settings import WorkerSettings
+
+log = logging.getLogger(__name__)
+
+AGAIN_SECONDS = 0.05
+
+Answer = TypeVar("Answer")
+
+
+@dataclass
+class Tenure:
+    """A job in the hands of this worker, from the claim until it is lost or concluded.
+
+    A commit whose answer was lost may have been done or not. The holder alone adds to a job's log, so the number of the
+    last event tells: if it has moved, everything that was in that transaction has landed, and is not written again.
+
+    Args:
+        db: The ledger.
+        job: As it was claimed.
+        settings: Times.
+    """
+
+    db: Database
+    job: Job
+    settings: WorkerSettings
+    pending: list[feed.Said] = field(default_factory=list)
+    _position: int = field(init=False)
+    _num_in_doubt: int | None = None
+    _renewed: float = field(default_factory=time.monotonic)
+    _looked: float = -float("inf")
+
+    def __post_init__(self) -> None:
+        self._position = self.job.last_seq
+
+    def say(self, kind: str, data: dict[str, Any]) -> None:
+        """Something for the log, written with the next `record`."""
+        self.pending.append((kind, data))
+
+    def record(self) -> None:
+        """Write what is pending; what cannot be written now is kept for the next time."""
+        if not self.pending:
+            return
+        failpoint("supervisor.recording")
+        try:
+            self._land(lambda _: None)
+        except LedgerUnavailable as error:
+            self._tolerate(error)
+        else:
+            failpoint("supervisor.recorded")
+
+    def renew_if_due(self) -> None:
+        """Keep the lease."""
+        if time.monotonic() - self._renewed < self.settings.heartbeat_seconds:
+            return
+        try:
+            self._land(lambda session: lease.beat(session, self.job.id, self.job.fence))
+            self._renewed = time.monotonic()
+        except LedgerUnavailable as error:
+            self._tolerate(error)
+
+    def stop_requested(self) -> bool:
+        """Whether a person asked for a stop, which the ledger then calls `stopping`; looked up now and then."""
+        if time.monotonic() - self._looked < self.settings.stop_poll_seconds:
+            return False
+        self._looked = time.monotonic()
+        try:
+            with self.db.read() as session:
+                job = session.get(Job, self.job.id)
+            if job is None or job.stop_requested is None or job.fence != self.job.fence:
+                return False
+            if job.state is State.STOPPING:  # Said before, with an answer that never came.
+                return True
+            answer = self._land(lambda session: lease.acknowledge_stop(session, self.job.id, self.job.fence))
+            return answer.state is State.STOPPING
+        except LedgerUnavailable as error:
+            self._tolerate(error)
+            return False
+
+    def conclude(self, end: Callable[[Session], Job]) -> State:
+        """Write what is pending and how it ended, trying for as long as the lease is ours."""
+        failpoint("supervisor.concluding")
+        while True:
+            try:
+                state = self._land(end).state
+            except LedgerUnavailable as error:
+                self._tolerate(error)
+                time.sleep(AGAIN_SECONDS)
+            else:
+                failpoint("supervisor.concluded")
+                return state
+
+    def _land(self, deed: Callable[[Session], Answer]) -> Answer:
+        """Write what is pending, and do the deed, in one transaction."""
+        with self.db.write() as session:
+            self._settle_doubt(session)
+            self._num_in_doubt = len(self.pending)
+            position = self._position
+            if self.pending:
+                position = feed.record(session, self.job.id, self.job.fence, self.pending)
+            answer = deed(session)
+        self._position = answer.last_seq if isinstance(answer, Job) else position
+        self._num_in_doubt = None
+        self.pending.clear()
+        return answer
+
+    def _settle_doubt(self, session: Session) -> None:
+        """Drop what the last transaction wrote, if it landed although its answer did not come."""
+        if self._num_in_doubt is None:
+            return
+        position = feed.position(session, self.job.id, self.job.fence)
+        if position != self._position:
+            del self.pending[: self._num_in_doubt]
+            self._position = position
+        self._num_in_doubt = None
+
+    def _tolerate(self, error: LedgerUnavailable) -> None:
+        """The ledger may be away for a while, but never for so long that another worker could take over."""
+        log.warning("job %s: %s", self.job.id, error.message)
+        if time.monotonic() - self._renewed > self.settings.self_fence_seconds:
+            raise LeaseLost(self.job.id, self.job.fence) from error
