@@ -94,7 +94,8 @@ class PostgreSQL:
     def migrating(self, engine: Engine) -> Iterator[None]:
         """Keep other processes from migrating; they wait here as long as it takes."""
         with engine.connect() as connection:
-            connection.exec_driver_sql("SET lock_timeout = 0; SET statement_timeout = 0")
+            connection.exec_driver_sql("SET LOCAL lock_timeout = 0")
+            connection.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 0")
             connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _MIGRATION_LOCK})
             yield
             connection.rollback()
@@ -119,11 +120,23 @@ class PostgreSQL:
                 "keepalives_idle": 5,
                 "keepalives_interval": 2,
                 "keepalives_count": 3,
-                "options": f"-c lock_timeout={wait_ms} -c statement_timeout={6 * wait_ms} "
-                f"-c idle_in_transaction_session_timeout={12 * wait_ms}",
+                "options": " ".join(f"-c {name}={value}" for name, value in _server_limits(wait_ms).items()),
                 "application_name": "ratchet",
             },
         )
+
+
+def _server_limits(wait_ms: int) -> dict[str, int]:
+    """What the server is told, so that a client that it can no longer reach does not keep a row locked for long."""
+    return {
+        "lock_timeout": wait_ms,
+        "statement_timeout": 2 * wait_ms,
+        "idle_in_transaction_session_timeout": 2 * wait_ms,
+        "tcp_user_timeout": 2 * wait_ms,
+        "tcp_keepalives_idle": 5,
+        "tcp_keepalives_interval": 2,
+        "tcp_keepalives_count": 3,
+    }
 
 
 def json_has(column: Any, key: str, value: str) -> ColumnElement[bool]:

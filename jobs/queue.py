@@ -20,6 +20,9 @@ from jobs.tables import FINAL, HELD, Job, State, Stop
 from jobs.transitions import RETURN_FRESH, announce, transition
 from jobs.turns import LINE, take_turn
 
+MAX_RETRY_SECONDS = 60.0
+"""As long as a failed job waits at most before its next attempt."""
+
 
 @dataclass(frozen=True, slots=True)
 class NewJob:
@@ -218,7 +221,9 @@ def locked(session: Session, job: Job) -> Job:
 
 def wake_due(session: Session, now: float) -> list[Job]:
     """Put failed jobs whose waiting time is over back in line; those come back."""
-    due = select(Job.id).where(col(Job.state) == State.RETRY_WAIT, col(Job.run_after) <= now).order_by(col(Job.seq))
+    # No attempt waits for longer than that: a moment farther away is from before somebody set the clock back.
+    is_due = or_(col(Job.run_after) <= now, col(Job.run_after) > now + MAX_RETRY_SECONDS)
+    due = select(Job.id).where(col(Job.state) == State.RETRY_WAIT, is_due).order_by(col(Job.seq))
     ids = session.exec(due.with_for_update(skip_locked=True)).all()
     return [transition(session, job_id, State.QUEUED, fence=None, now=now, run_after=None) for job_id in ids]
 

@@ -72,8 +72,11 @@ def insert_events(
     for seq, row in enumerate(rows, start=last_seq - len(rows) + 1):
         row["seq"] = seq
     if rows:
-        # Straight to the table: an object per event would cost more than the event.
-        session.connection().execute(insert(SQLModel.metadata.tables["event"]), rows)
+        # Straight to the table: an object per event would cost more than the event. Asking for something back makes all
+        # rows one statement; several in a pipeline could be left half said, and the job locked, by a client that is cut
+        # off.
+        table = SQLModel.metadata.tables["event"]
+        session.connection().execute(insert(table).returning(table.c.seq), rows)
 
 
 def held(session: Session, job_id: str, fence: int) -> Job:

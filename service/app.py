@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
+import anyio
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 
@@ -75,6 +76,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     await run_in_threadpool(ledger.migrate)
     app.state.ledger = ledger
     app.state.inference = Inference()
+    app.state.readiness = health.Readiness(ledger)
+    app.state.writing = anyio.Semaphore(jobs.WRITERS)
     app.state.tails = Tails(ledger, settings.poll_seconds, settings.max_streams)
     poller = asyncio.create_task(app.state.tails.run())
     try:

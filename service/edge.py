@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import secrets
@@ -49,6 +50,13 @@ class Edge:
 
         try:
             await self.app(scope, receive, send_marked)
+        except asyncio.CancelledError:  # The end of the process did not wait for it; its thread may still be at work.
+            log.warning("request %s was cut off: %s %s", request_id, scope["method"], scope["path"])
+            if started:
+                raise
+            detail = "The service is stopping and could not wait for this request; it may have been done or not."
+            cut_off = problem(scope, 503, detail, code="stopping")
+            await cut_off(scope, receive, send_marked)
         except Exception:  # The edge of the process: whatever it is, the others' requests go on.
             log.exception("request %s failed: %s %s", request_id, scope["method"], scope["path"])
             if started:

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from sqlmodel import Session
 
 from core.config import TrainingConfig, config_to_dict, parse
+from core.failpoints import failpoint
 from core.io_utils import get_data_source_name
 from core.sources import SourceFacts, SourceFolder, check_length
 from jobs import queue
@@ -82,18 +83,19 @@ class Intake:
     def answered_in(self, session: Session, repeat: Repeat) -> Accepted | None:
         """The same, in a transaction that goes on."""
         job = queue.made_before(session, self.owner, repeat.key, repeat.request_hash)
-        # What made the job is answered with 201 again, what let it go on with 200.
-        return None if job is None else Accepted(job, created=job.idempotency_key == repeat.key, replayed=True)
+        return None if job is None else _replayed(job, repeat)
 
     def put_in_line(self, spec: NewJob, repeat: Repeat) -> Accepted:
         """Make a job of it, unless there are too many, or a request at the same time has made it."""
         with self.ledger.write() as session:
-            earlier = self.answered_in(session, repeat)
-            if earlier is not None:
-                return earlier
-            if queue.num_queued(session) >= self.settings.max_queued_jobs:
+            enqueued = queue.enqueue(session, spec)
+            if not enqueued.created:
+                return _replayed(enqueued.job, repeat)
+            if queue.num_queued(session) > self.settings.max_queued_jobs:
                 raise QueueFull(f"{self.settings.max_queued_jobs} jobs wait in line, which is as many as may.")
-            return Accepted(queue.enqueue(session, spec).job, created=True)
+            failpoint("intake.committing")
+        failpoint("intake.committed")
+        return Accepted(enqueued.job, created=True)
 
     def check_source(self, config: TrainingConfig) -> SourceFacts:
         """The text's facts, if the run can learn from it.
@@ -124,9 +126,15 @@ class Intake:
             training_steps=config.training_steps,
             priority=body.priority,
             metadata=body.metadata,
+            run_after=body.run_after.timestamp() if body.run_after else None,
             idempotency_key=repeat.key,
             request_hash=repeat.request_hash,
         )
+
+
+def _replayed(job: Job, repeat: Repeat) -> Accepted:
+    """What made the job is answered with 201 again, what let it go on with 200."""
+    return Accepted(job, created=job.idempotency_key == repeat.key, replayed=True)
 
 
 def check_model(name: str, settings: ServiceSettings, field: str) -> None:

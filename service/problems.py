@@ -62,7 +62,8 @@ HINTS: dict[int, str] = {
     429: "Wait as long as Retry-After says, then send the request again.",
     500: "Send the request again; if it fails again, look for the request id in the service's log.",
     502: "Send the request again; if it fails again, look into the worker's log.",
-    503: "Wait as long as Retry-After says, then send the request again.",
+    # True also of a write whose outcome nobody knows, because the ledger broke off while it committed.
+    503: "Wait as long as Retry-After says, then send the request again; under one Idempotency-Key it is done once.",
 }
 
 CODES: dict[int, str] = {
@@ -138,6 +139,8 @@ def answer_errors(app: FastAPI) -> None:
 
 async def _told(request: Request, error: Exception) -> Response:
     assert isinstance(error, RatchetError)
+    if isinstance(error, LedgerUnavailable):
+        request.app.state.readiness.doubt()
     return problem(
         request.scope,
         status_of(error),

@@ -137,6 +137,7 @@ class Resumption:
             start_step=0 if body.mode is ResumeMode.WARM_START else manifest.step,
             priority=body.priority,
             metadata=body.metadata,
+            run_after=body.run_after.timestamp() if body.run_after else None,
             parent_job=row.job_id,
             parent_checkpoint=row.id,
             resume_mode=body.mode.value,
@@ -162,6 +163,8 @@ def _changes(job: Job, body: ResumeIn) -> dict[str, Any]:
     columns = body.model_dump(include={"name", "priority", "metadata"}, exclude_unset=True, exclude_none=True)
     if "metadata" in columns:
         columns["meta"] = columns.pop("metadata")
+    if body.run_after is not None:
+        columns["run_after"] = body.run_after.timestamp()
     overrides = body.overrides()
     made = job.step - job.start_step
     steps = made + overrides["training_steps"] if "training_steps" in overrides else job.training_steps

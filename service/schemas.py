@@ -7,7 +7,7 @@ import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, create_model, model_validator
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, PlainSerializer, create_model, model_validator
 
 from core.config import TrainingConfig
 from core.events import finite
@@ -30,12 +30,19 @@ Number = Annotated[float | None, PlainSerializer(finite)]
 """NaN and infinities leave as null."""
 
 
+RunAfter = Annotated[
+    AwareDatetime | None,
+    Field(description="Not before this moment: ISO 8601 with its offset from UTC, or unix seconds."),
+]
+
+
 class JobIn(TrainingConfig):
     """A fresh run. Settings that are left out get the defaults of `model_type` and `test_mode`."""
 
     name: Name | None = Field(None, description="By default made of the model and the source.")
     priority: Priority = 0
     metadata: Metadata = Field(default_factory=dict)
+    run_after: RunAfter = None
 
     def given_config(self) -> dict[str, Any]:
         """What makes a TrainingConfig of it."""
@@ -50,6 +57,13 @@ class JobPatch(BaseModel):
     name: Name | None = None
     priority: Priority | None = None
     metadata: Metadata | None = None
+    before: str | None = Field(None, description="Id of a job in line: go in front of it, with its priority.")
+
+    @model_validator(mode="after")
+    def _one_place(self) -> JobPatch:
+        if self.before is not None and self.priority is not None:
+            raise ValueError("before brings the other job's priority with it: give one of before and priority")
+        return self
 
 
 class ResumeOptions(BaseModel):
@@ -66,6 +80,7 @@ class ResumeOptions(BaseModel):
     name: Name | None = Field(None, description="By default made of the model, the source and the step.")
     priority: Priority = 0
     metadata: Metadata = Field(default_factory=dict)
+    run_after: RunAfter = None
 
     @model_validator(mode="after")
     def _one_length(self) -> ResumeOptions:
@@ -129,6 +144,7 @@ class JobOut(BaseModel):
     finished_at: str | None
     metadata: dict[str, Any]
     priority: int
+    run_after: str | None = Field(description="It waits at least until then: as was asked, or after a failed attempt.")
     mode: ResumeMode | None = Field(description="How it was resumed, if it was.")
     diff: list[Difference] | None = Field(
         description="What differs from the checkpoint it goes on from, or changed when it last went on after a pause."
@@ -150,6 +166,7 @@ class JobOut(BaseModel):
             created_at=iso_time(job.created_at),
             started_at=_maybe_time(job.started_at),
             finished_at=_maybe_time(job.finished_at),
+            run_after=_maybe_time(job.run_after),
             mode=job.resume_mode,
             events_url=f"/jobs/{job.id}/events",
         )
@@ -208,8 +225,9 @@ class WorkerOut(BaseModel):
     pid: int
     version: str
     devices: list[Any]
+    capacity: int = Field(description="Jobs that it trains at once.")
     memory_bytes: int
-    job_id: str | None
+    job_id: str | None = Field(description="One of those it trains.")
     draining: bool
     generates: bool = Field(description="Whether it answers POST /generate.")
     alive: bool = Field(description="Whether it was heard of in the last 30 seconds.")

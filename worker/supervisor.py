@@ -23,11 +23,13 @@ from jobs.catalog import checkpoint_ids
 from jobs.database import Database
 from jobs.errors import LeaseLost, LedgerUnavailable
 from jobs.lease import Failed, Halted, Stopped, Succeeded
+from jobs.queue import MAX_RETRY_SECONDS
 from jobs.tables import Checkpoint as CheckpointRow
 from jobs.tables import Job
 from worker.assignment import assign
 from worker.causes import OutOfMemoryKills, cause_of
 from worker.child import Said
+from worker.guard import Guard
 from worker.process import ChildProcess
 from worker.settings import WorkerSettings
 from worker.stacks import readable
@@ -36,7 +38,6 @@ from worker.tenure import Tenure
 log = logging.getLogger(__name__)
 
 READ_SECONDS = 0.05
-MAX_RETRY_DELAY = 60.0
 STACKS_SECONDS = 3.0
 ENDINGS = ("outcome", "halt", "failure")
 
@@ -84,11 +85,12 @@ class Supervisor:
             self._refuse(error)
             return
         try:
-            while not child.ended and not self._is_over:
-                self._hear(child)
-                self._tenure.renew_if_due()
-                self._stop_if_asked(child)
-                self._end_if_hung(child)
+            with Guard(self._tenure, child, self.settings.self_fence_seconds):
+                while not child.ended and not self._is_over:
+                    self._hear(child)
+                    self._tenure.renew_if_due()
+                    self._stop_if_asked(child)
+                    self._end_if_hung(child)
             if not self._succeeded:
                 _log_tail(self.job.id, child)
             state = self._tenure.conclude(lambda session: self._end(session, child))
@@ -204,7 +206,7 @@ class Supervisor:
             self.job.id,
             self.job.fence,
             failure,
-            min(MAX_RETRY_DELAY, self.settings.retry_seconds * 2.0**self.job.failures_in_a_row),
+            min(MAX_RETRY_SECONDS, self.settings.retry_seconds * 2.0 ** min(10, self.job.failures_in_a_row)),
             max_attempts=self.settings.max_attempts,
             max_failures_in_a_row=self.settings.max_failures_in_a_row,
         )

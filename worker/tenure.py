@@ -43,11 +43,16 @@ class Tenure:
     pending: list[feed.Said] = field(default_factory=list)
     _position: int = field(init=False)
     _num_in_doubt: int | None = None
-    _renewed: float = field(default_factory=time.monotonic)
+    renewed_at: float = field(default_factory=time.monotonic)
     _looked: float = -float("inf")
+    _given_up: bool = False
 
     def __post_init__(self) -> None:
         self._position = self.job.last_seq
+
+    def give_up(self) -> None:
+        """Write nothing more: the run is ended because nobody knows any more whether it is ours."""
+        self._given_up = True
 
     def say(self, kind: str, data: dict[str, Any]) -> None:
         """Something for the log, written with the next `record`."""
@@ -67,11 +72,13 @@ class Tenure:
 
     def renew_if_due(self) -> None:
         """Keep the lease."""
-        if time.monotonic() - self._renewed < self.settings.heartbeat_seconds:
+        if time.monotonic() - self.renewed_at < self.settings.heartbeat_seconds:
             return
+        # Others count from when they see the beat, which may be long before its answer comes.
+        moment = time.monotonic()
         try:
             self._land(lambda session: lease.beat(session, self.job.id, self.job.fence))
-            self._renewed = time.monotonic()
+            self.renewed_at = moment
         except LedgerUnavailable as error:
             self._tolerate(error)
 
@@ -109,6 +116,8 @@ class Tenure:
     def _land(self, deed: Callable[[Session], Answer]) -> Answer:
         """Write what is pending, and do the deed, in one transaction."""
         with self.db.write() as session:
+            if self._given_up:
+                raise LeaseLost(self.job.id, self.job.fence)
             self._settle_doubt(session)
             self._num_in_doubt = len(self.pending)
             position = self._position
@@ -133,5 +142,5 @@ class Tenure:
     def _tolerate(self, error: LedgerUnavailable) -> None:
         """The ledger may be away for a while, but never for so long that another worker could take over."""
         log.warning("job %s: %s", self.job.id, error.message)
-        if time.monotonic() - self._renewed > self.settings.self_fence_seconds:
+        if time.monotonic() - self.renewed_at > self.settings.self_fence_seconds:
             raise LeaseLost(self.job.id, self.job.fence) from error

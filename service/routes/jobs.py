@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import AsyncIterator
+from typing import Annotated, Literal
 
+import anyio
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 
-from jobs import catalog, queue
+from jobs import catalog, line, queue
+from jobs.database import BUSY_SECONDS
+from jobs.errors import LedgerUnavailable
 from jobs.tables import State
 from service.deps import After, Checkpoints, JobDep, JobOrLatest, Ledger, Limit, Owner, Settings, config_sized
 from service.intake import Accepted, Intake, Repeat
@@ -14,6 +18,31 @@ from service.resumption import Resumption
 from service.schemas import JobIn, JobOut, JobPatch, Page, ResumeIn
 
 router = APIRouter(tags=["jobs"])
+
+
+WRITERS = 8
+"""Requests that change something at the same time."""
+
+
+async def _turn(request: Request) -> AsyncIterator[None]:
+    """Let in few of those that change something; the others wait outside, for as long as a transaction would.
+
+    They wait for the ledger in threads, of which there are forty. Were they all let in, someone who keeps the ledger
+    locked would keep every thread waiting, and those who only want to look would wait for a thread.
+    """
+    writing: anyio.Semaphore = request.app.state.writing
+    try:
+        with anyio.fail_after(BUSY_SECONDS):
+            await writing.acquire()
+    except TimeoutError:
+        raise LedgerUnavailable("The ledger is busy; nothing was changed, try again in a moment.") from None
+    try:
+        yield
+    finally:
+        writing.release()
+
+
+InTurn = Depends(_turn, scope="function")
 
 
 async def _intake(settings: Settings, ledger: Ledger, owner: Owner) -> Intake:
@@ -34,7 +63,7 @@ IdempotencyKey = Annotated[
 ]
 
 
-@router.post("/jobs", status_code=201, dependencies=[Depends(config_sized)])
+@router.post("/jobs", status_code=201, dependencies=[InTurn, Depends(config_sized)])
 def submit_job(
     body: JobIn,
     request: Request,
@@ -50,7 +79,7 @@ def submit_job(
     return _answer(intake.submit(body, Repeat.of(idempotency_key, request.url.path, body)), response)
 
 
-@router.post("/jobs/{ref}/resume", status_code=201, dependencies=[Depends(config_sized)])
+@router.post("/jobs/{ref}/resume", status_code=201, dependencies=[InTurn, Depends(config_sized)])
 def resume_job(
     ref: str,
     request: Request,
@@ -79,8 +108,15 @@ def list_jobs(
     state: Annotated[list[State] | None, Query(description="May be given several times.")] = None,
     source: str | None = None,
     model: Annotated[str | None, Query(description="A `model_type`.")] = None,
+    order: Annotated[
+        Literal["newest", "line"], Query(description="`line`: those that wait, the next one first; no other filters.")
+    ] = "newest",
 ) -> Page[JobOut]:
     """Jobs, newest first. `metadata[key]=value` lists those with that value."""
+    if order == "line":
+        with ledger.read() as session:
+            jobs, has_more = line.waiting(session, owner, limit, after)
+        return Page(data=[JobOut.of(job) for job in jobs], has_more=has_more)
     metadata = {
         name.removeprefix("metadata[").removesuffix("]"): value
         for name, value in request.query_params.items()
@@ -99,34 +135,36 @@ def get_job(job: JobOrLatest) -> JobOut:
     return JobOut.of(job)
 
 
-@router.post("/jobs/{job_id}/cancel")
+@router.post("/jobs/{job_id}/cancel", dependencies=[InTurn])
 def cancel_job(job: JobDep, ledger: Ledger) -> JobOut:
     """Stop a job for good; a run keeps its final checkpoint. A job that has ended stays as it is."""
     with ledger.write() as session:
         return JobOut.of(queue.request_cancel(session, job))
 
 
-@router.post("/jobs/{job_id}/pause")
+@router.post("/jobs/{job_id}/pause", dependencies=[InTurn])
 def pause_job(job: JobDep, ledger: Ledger) -> JobOut:
     """Stop a job at its next step, with a checkpoint that `resume` goes on from."""
     with ledger.write() as session:
         return JobOut.of(queue.request_pause(session, job))
 
 
-@router.patch("/jobs/{job_id}", dependencies=[Depends(config_sized)])
+@router.patch("/jobs/{job_id}", dependencies=[InTurn, Depends(config_sized)])
 def change_job(job_id: str, body: JobPatch, ledger: Ledger, owner: Owner) -> JobOut:
-    """Change a job's name, priority or metadata."""
-    changes = body.model_dump(exclude_none=True)
+    """Change a job's name, priority or metadata, or its place in line."""
+    changes = body.model_dump(exclude_none=True, exclude={"before"})
     if "metadata" in changes:
         changes["meta"] = changes.pop("metadata")
     with ledger.write() as session:
         job = catalog.get_job(session, owner, job_id)
         session.add(job.sqlmodel_update(changes))
         session.flush()
+        if body.before is not None:
+            job = line.move_before(session, job, catalog.get_job(session, owner, body.before))
         return JobOut.of(job)
 
 
-@router.delete("/jobs/{job_id}", status_code=204)
+@router.delete("/jobs/{job_id}", status_code=204, dependencies=[InTurn])
 def delete_job(job_id: str, ledger: Ledger, owner: Owner) -> None:
     """Remove a job that has ended, and its events; its checkpoints stay."""
     with ledger.write() as session:

@@ -17,7 +17,7 @@ Finished = Callable[..., tuple[Job, Checkpoint]]
 FIELDS = {
     *("id", "name", "state", "config", "step", "start_step", "training_steps", "attempt", "parent", "checkpoint"),
     *("progress", "eta_seconds", "tokens_per_second", "train_loss", "val_loss", "error", "created_at", "started_at"),
-    *("finished_at", "metadata", "priority", "diff", "mode", "events_url", "stop_requested"),
+    *("finished_at", "metadata", "priority", "diff", "mode", "events_url", "stop_requested", "run_after"),
 }
 
 
@@ -214,3 +214,36 @@ def test_only_a_job_that_has_ended_can_be_removed(client: TestClient, finished: 
 def test_a_job_at_work_is_not_removed(client: TestClient, submit: Callable[..., Job]) -> None:
     answer = client.delete(f"/jobs/{submit().id}")
     assert (answer.status_code, answer.json()["code"]) == (409, "job_busy")
+
+
+def test_a_job_waits_for_the_moment_it_was_given(client: TestClient, hand: Hand) -> None:
+    later = client.post("/jobs", json={**BODY, "run_after": "2999-01-01T00:00:00+01:00"}).json()
+    assert later["run_after"] == "2998-12-31T23:00:00.000Z"
+    past = client.post("/jobs", json={**BODY, "run_after": 1_000_000_000}).json()
+    assert hand.claim().id == past["id"]
+    assert client.get(f"/jobs/{later['id']}").json()["state"] == "queued"
+
+
+@pytest.mark.parametrize("moment", ["soon", "2999-01-01T00:00:00", True, [1]])
+def test_a_moment_that_is_none_is_refused(client: TestClient, moment: Any) -> None:
+    answer = client.post("/jobs", json={**BODY, "run_after": moment})
+    assert answer.status_code == 422
+    assert [item["field"] for item in answer.json()["errors"]] == ["run_after"]
+
+
+def test_the_line_is_seen_and_changed(client: TestClient, submit: Callable[..., Job], hand: Hand) -> None:
+    first, second, third = (submit(name=name, priority=1) for name in ("first", "second", "third"))
+
+    def line() -> list[str]:
+        return [job["name"] for job in client.get("/jobs", params={"order": "line"}).json()["data"]]
+
+    assert line() == ["first", "second", "third"]
+    moved = client.patch(f"/jobs/{third.id}", json={"before": first.id, "name": "hasty"})
+    assert moved.json()["name"] == "hasty"
+    assert line() == ["hasty", "first", "second"]
+    held = hand.claim()
+    assert (held.id, line()) == (third.id, ["first", "second"])
+    refused = client.patch(f"/jobs/{second.id}", json={"before": held.id})
+    assert (refused.status_code, refused.json()["code"]) == (409, "job_busy")
+    assert client.patch(f"/jobs/{second.id}", json={"before": "job_gone"}).status_code == 404
+    assert client.patch(f"/jobs/{second.id}", json={"before": first.id, "priority": 2}).status_code == 422

@@ -40,11 +40,11 @@ FOREVER = {"training_steps": 1_000_000, "eval_interval": 1_000_000, "checkpoint_
 class Bench:
     """A ledger, a sources folder, and workers on them: real processes, real signals."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, database_url: str | None = None) -> None:
         self.folder = folder
         (folder / "sources").mkdir()
         (folder / "sources" / "sums.md").write_text(TEXT)
-        self.db = Database(f"sqlite:///{folder / 'ratchet.db'}")
+        self.db = Database(database_url or f"sqlite:///{folder / 'ratchet.db'}")
         self.db.migrate()
         self.processes: list[subprocess.Popen[str]] = []
 
@@ -52,6 +52,7 @@ class Bench:
         """A worker with these settings; `behind` has a program that turns into it, `log` takes what it says."""
         told = {
             "DATA": self.folder,
+            "DATABASE_URL": self.db.url,
             "SOURCES": self.folder / "sources",
             "INFERENCE": False,
             "LEASE_SECONDS": 1.5,

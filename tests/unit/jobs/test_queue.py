@@ -172,3 +172,11 @@ def test_a_woken_job_keeps_its_place_in_line(session: Any, bring: Any, submit: A
 def test_a_succeeded_job_stays_so_when_a_cancel_comes_too_late(session: Any, bring: Any) -> None:
     job = queue.request_cancel(session, bring(State.RUNNING))
     assert lease.finish(session, job.id, job.fence, Succeeded()).state is State.SUCCEEDED
+
+
+def test_a_clock_that_is_set_back_does_not_make_a_retry_wait(session: Any, submit: Any) -> None:
+    submit()
+    job = queue.claim(session, "w1", now=1e6)
+    lease.retry(session, job.id, job.fence, Failed("crashed", "It crashed."), delay=5.0, now=1e6)
+    assert queue.wake_due(session, now=1e6 + 4) == []
+    assert [woken.id for woken in queue.wake_due(session, now=1e6 - 3600)] == [job.id]

@@ -155,7 +155,7 @@ def test_a_ledger_that_stays_away_costs_the_job_before_another_may_take_it(tenur
     db.outages = (LOST,) * 3
     say(tenure, "a")
     tenure.record()
-    tenure._renewed -= tenure.settings.self_fence_seconds
+    tenure.renewed_at -= tenure.settings.self_fence_seconds
     with pytest.raises(LeaseLost):
         tenure.record()
 

@@ -1,0 +1,122 @@
+"""What must hold after a storm, over the whole ledger and every checkpoint; each violation is a sentence."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+from sqlmodel import Session, col, select
+
+from core.checkpointing import read_manifest, verify
+from core.errors import CheckpointError
+from jobs import feed
+from jobs.tables import FINAL, TRANSITIONS, Checkpoint, Event, Job, State
+from tests.chaos.storm import Storm
+from tests.chaos.world import World
+
+WEIGHTS = "model.safetensors"
+
+
+def weights_of(folder: Path) -> str:
+    """What tells one set of weights from another."""
+    return hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
+
+
+def violations(world: World, storm: Storm, uninterrupted: dict[int, str]) -> list[str]:
+    """Everything that is not as it was promised.
+
+    Args:
+        uninterrupted: Weights at the end of a run that nobody disturbed, by the number of its configuration.
+    """
+    with world.ledger.read() as session:
+        jobs = {job.id: job for job in session.exec(select(Job)).all()}
+        found = [f"people met with: {mistake}" for mistake in storm.mistakes]
+        found += [f"{job_id} was answered with 201 and is gone" for job_id in storm.answered.keys() - jobs.keys()]
+        found += [f"{job_id} was never answered" for job_id in _unexpected(jobs, storm)]
+        for job in jobs.values():
+            found += [f"{job.id}: {said}" for said in _of_log(job, feed.after(session, job.id, 0, limit=1_000_000))]
+            found += [f"{job.id}: {said}" for said in _of_end(session, world, job, storm, uninterrupted)]
+        found += [f"{row.name}: {said}" for row in session.exec(select(Checkpoint)) for said in _of_folder(world, row)]
+    for job_id, seen in storm.watched.items():
+        if seen != list(range(1, jobs[job_id].last_seq + 1)):
+            found.append(f"{job_id}: its reader saw {_holes(seen)}")
+    return found
+
+
+def _unexpected(jobs: dict[str, Job], storm: Storm) -> Iterator[str]:
+    """A job whose answer was lost is the one that its repetition found, so no other exists."""
+    keys = Counter(job.idempotency_key for job in jobs.values() if job.idempotency_key)
+    for job_id, job in jobs.items():
+        if keys[job.idempotency_key] > 1 or (job_id not in storm.answered and job.parent_job is None):
+            yield job_id
+
+
+def _of_log(job: Job, log: list[Event]) -> Iterator[str]:
+    """Numbered without gap or repeat; attempts in order; only arrows of the state machine; one end."""
+    if [event.seq for event in log] != list(range(1, job.last_seq + 1)):
+        yield f"its events are numbered {_holes([event.seq for event in log])}, and last_seq is {job.last_seq}"
+    states = [State(json.loads(event.data)["state"]) for event in log if event.kind == "state"]
+    for before, after in pairwise(states):
+        if after not in TRANSITIONS[before]:
+            yield f"it went from {before} to {after}"
+    if states[-1] is not job.state:
+        yield f"its log ends {states[-1]} and it is {job.state}"
+    if Counter(event.kind for event in log)["done"] != (1 if job.state in FINAL else 0):
+        yield "its log does not say exactly once that it is done"
+    yield from _of_steps(log)
+
+
+def _of_steps(log: list[Event]) -> Iterator[str]:
+    """Within an attempt steps follow each other; no word of an attempt comes after the next one has begun."""
+    begun, last = 0, None
+    for event in log:
+        if event.kind == "state" and json.loads(event.data)["state"] == "starting":
+            begun, last = begun + 1, None
+        elif event.kind == "resumed":
+            last = json.loads(event.data)["from_step"]
+        elif event.kind == "step":
+            step = json.loads(event.data)["step"]
+            if last is not None and step != last + 1:
+                yield f"event {event.seq} has step {step} after step {last}"
+            last = step
+
+
+def _of_end(session: Session, world: World, job: Job, storm: Storm, uninterrupted: dict[int, str]) -> Iterator[str]:
+    """It came to an end by itself, and what it has learned is what it would have learned undisturbed."""
+    if job.state not in FINAL:
+        yield f"it is still {job.state}"
+        return
+    if job.state is State.FAILED:
+        yield f"it failed: {job.error}"
+    if job.state is not State.SUCCEEDED:
+        return
+    last = session.exec(
+        select(Checkpoint).where(Checkpoint.job_id == job.id).order_by(col(Checkpoint.step).desc()).limit(1)
+    ).first()
+    end_step = job.start_step + job.training_steps
+    if last is None or last.step != end_step or job.step != end_step:
+        yield f"it succeeded at step {job.step} of {end_step}, and its last checkpoint is {last and last.step}"
+        return
+    kind = storm.answered.get(job.id, -1)
+    if kind in uninterrupted and weights_of(world.store.root / last.path) != uninterrupted[kind]:
+        yield "its weights are not those of the same run undisturbed"
+
+
+def _of_folder(world: World, row: Checkpoint) -> Iterator[str]:
+    """What the ledger lists is there, and whole."""
+    try:
+        verify(read_manifest(world.store.root / row.path))
+    except CheckpointError as error:
+        yield error.message
+
+
+def _holes(numbers: list[int]) -> str:
+    """The first place where numbers do not follow each other."""
+    for place, number in enumerate(numbers, start=1):
+        if number != place:
+            return f"{number} in place {place} of {len(numbers)}"
+    return f"1 to {len(numbers)}"
