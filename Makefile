@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 EXTRAS := worker,postgres,dev,source
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench format docs source clean
+.PHONY: help setup demo test chaos check bench format docs source clean
 
 help:  ## Show this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -25,6 +25,9 @@ demo: setup  ## Train, resume and talk to a model, live in this terminal
 test: setup  ## Run all tests
 	@$(BIN)/python -m pytest --quiet -m "not alone" --numprocesses=auto --maxprocesses=4 --dist=loadfile
 	@$(BIN)/python -m pytest --quiet -m alone
+
+chaos: setup  ## Kill everything two thousand times, then see whether anything was lost (KILLS=, SEED=, about an hour)
+	@$(BIN)/python -m tests.chaos --kills $(or $(KILLS),2000) $(if $(SEED),--seed $(SEED))
 
 check: setup  ## Lint, types, contracts
 	@$(BIN)/ruff format --check --quiet .

@@ -13,8 +13,9 @@
     intake.py        a new run: checked, then put in line
     resumption.py    a run that goes on from a checkpoint or a job
     shelf.py         checkpoints, as the ledger and the disk know them
-    tails.py         the one poller that wakes every stream
-    sse.py           events as a stream of bytes
+    tails.py         the one poller that reads for every stream and wakes it
+    written.py       an event as bytes, once for all who read it
+    sse.py           a job's events as a response that goes on
     inference.py     a worker's generation, as seen from here
     docs.py          the API described without anything from another machine
     routes/          one module for each kind of thing

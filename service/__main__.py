@@ -13,7 +13,7 @@ from core.errors import RatchetError
 from core.processes import exit_with_parent_if_told
 from jobs.database import Database
 from service.app import create_app
-from service.server import Server, listen
+from service.server import Server, listen, prepare_for_crowds
 from service.settings import ServiceSettings
 
 UNUSABLE = 2
@@ -42,6 +42,7 @@ def main() -> int:
     except OSError as error:
         return _unusable(f"Cannot listen on {settings.host} port {settings.port}: {error.strerror or error}.")
     server = Server(create_app(settings), settings)
+    prepare_for_crowds(settings)
     for number in (signal.SIGTERM, signal.SIGINT):
         # uvicorn raises the signal again when it is done; by then it has been obeyed.
         signal.signal(number, server.handle_exit)

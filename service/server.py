@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
+import logging
+import resource
 import socket
 import sys
 
@@ -10,8 +14,21 @@ from fastapi import FastAPI
 
 from service.settings import ServiceSettings
 
+log = logging.getLogger(__name__)
+
+FAREWELL_SECONDS = 6
+"""Connections that are still there so long after the farewell are cut off, as if their readers had left."""
+
 GRACE_SECONDS = 8
-"""Requests that still run after this long are cut off."""
+"""Requests that still run after this long, whoever reads them, are given up."""
+
+SPARE_FILES = 200
+"""Open files beside those of the streams."""
+
+COLLECT_AFTER = 20_000
+"""Objects that may be made before the garbage collector looks at them. A step wakes all streams, and what a thousand of
+them make on their way is gone a moment later; by Python's own threshold that alone leads to a full collection every few
+seconds, for which all of them wait a quarter of a second."""
 
 
 class Server(uvicorn.Server):
@@ -40,7 +57,13 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """End the streams first: uvicorn would wait for them."""
         self._app.state.tails.close()
+        cutting = asyncio.get_running_loop().call_later(FAREWELL_SECONDS, self._cut_off)
         await super().shutdown(sockets)
+        cutting.cancel()
+
+    def _cut_off(self) -> None:
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
 
 
 def listen(settings: ServiceSettings) -> socket.socket:
@@ -57,6 +80,24 @@ def listen(settings: ServiceSettings) -> socket.socket:
         timeout_ms = int(settings.stalled_reader_seconds * 1000)
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout_ms)
     return listening
+
+
+def prepare_for_crowds(settings: ServiceSettings) -> None:
+    """Let this process have as many open files as streams, and leave what is loaded by now to no collection."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = settings.max_streams + SPARE_FILES
+    if soft < wanted:
+        possible = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (possible, hard))
+        if possible < wanted:
+            log.warning(
+                "%d streams may be open, but only %d files; raise the limit of open files",
+                settings.max_streams,
+                possible,
+            )
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(COLLECT_AFTER, *gc.get_threshold()[1:])
 
 
 def address_of(settings: ServiceSettings, listening: socket.socket) -> str:

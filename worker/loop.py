@@ -21,6 +21,7 @@ from jobs.database import Database
 from jobs.errors import LedgerNewer, LedgerUnavailable
 from jobs.lease import LeaseScanner
 from jobs.tables import Job, Worker
+from jobs.thinning import thin
 from worker.gpus import Gpu, find_gpus
 from worker.inference_process import InferenceProcess
 from worker.settings import WorkerSettings
@@ -33,6 +34,8 @@ log = logging.getLogger(__name__)
 
 SETTLED_SECONDS = 10.0
 """A job that has run for this long has begun, and the next child may take a core for its imports."""
+
+THIN_SECONDS = 3600.0
 
 FAREWELL_SECONDS = 2.5
 """After its child is gone, a job that cannot be given back in this time is left for others to find."""
@@ -60,7 +63,7 @@ class WorkerLoop:
         self.spare = Spare(settings.warm_child)
         self.slots = make_slots(settings.capacity, find_gpus() if gpus is None else gpus)
         self.inference = InferenceProcess(settings) if settings.inference else None
-        self._beaten = self._scanned = self._claimed = -float("inf")
+        self._beaten = self._scanned = self._thin_at = self._claimed = -float("inf")
         self._woken = threading.Event()
 
     def run(self) -> None:
@@ -165,6 +168,8 @@ class WorkerLoop:
             if now - self._scanned >= self.settings.scan_seconds:
                 self._scanned = now
                 self.scan()
+            if self.settings.thin_events_days and now >= self._thin_at:
+                self.thin(now)
         except LedgerUnavailable as error:
             log.warning("housekeeping has to wait: %s", error.message)
 
@@ -189,6 +194,13 @@ class WorkerLoop:
             queue.wake_due(session, time.time())
         for job in lost:
             log.warning("job %s was lost by its worker and is %s now", job.id, job.state)
+
+    def thin(self, now: float) -> None:
+        """Take from the logs of old runs what nobody will miss: a few runs at each look, until none is left."""
+        with self.db.write() as session:
+            thinned = thin(session, time.time() - self.settings.thin_events_days * 86_400)
+        if not thinned:
+            self._thin_at = now + THIN_SECONDS
 
     def register(self) -> None:
         """Put this worker on the list."""

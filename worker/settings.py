@@ -26,6 +26,11 @@ class WorkerSettings(LedgerSettings):
     claim_seconds: float = Field(0.2, gt=0, description="Between two looks for a job to claim, when idle.")
     stop_poll_seconds: float = Field(0.5, gt=0, description="Between two looks for a request to stop.")
     drain_seconds: float = Field(20, gt=0, description="How long a child may take to save when the worker is to leave.")
+    thin_events_days: float = Field(
+        0,
+        ge=0,
+        description="So long after its end, most steps of a run leave its log, and a curve's worth stays; 0 never.",
+    )
     inference: bool = Field(True, description="Serve generation from this worker.")
     inference_host: str = Field("127.0.0.1", description="Where the service reaches this worker's generation.")
     inference_threads: int = Field(0, ge=0, description="Threads of generation; 0 for half the cores.")

@@ -95,7 +95,7 @@ async def job_events(
     """
     if wanted == "json":
         return await run_in_threadpool(_page, ledger, job, seq, limit)
-    if wanted == "sse" and job.state in FINAL and seq == job.last_seq:
+    if job.state in FINAL and seq == job.last_seq:
         return Response(status_code=204)
     log = JobLog(tails, until_answered.enter_context(tails.watch(job.id)), seq)
     if wanted == "text":

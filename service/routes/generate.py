@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 from typing import Annotated, Self
 
@@ -141,7 +141,7 @@ async def generate(
     return Response(status_code=_GONE) if answer is None else answer
 
 
-async def _events(lines: Lines, tails: Tails) -> AsyncIterator[bytes]:
+async def _events(lines: Lines, tails: Tails) -> AsyncGenerator[bytes]:
     try:
         async for said in lines:
             kind, fields = ("finish", _ENDING) if said.text is None else ("token", _PIECE)

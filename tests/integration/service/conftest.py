@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +21,7 @@ from core.sources import SourceFolder
 from jobs import feed, lease, queue
 from jobs.database import Database
 from jobs.lease import Outcome, Succeeded
+from jobs.settings import PROJECT
 from jobs.tables import Job, Worker
 from jobs.workers import register_worker
 from service.app import create_app
@@ -111,6 +115,40 @@ def run_service(settings: ServiceSettings) -> Callable[..., AbstractContextManag
 def running(run_service: Callable[..., AbstractContextManager[Running]]) -> Iterator[Running]:
     with run_service() as running:
         yield running
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+Start = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """`python -m service` on the test's own data."""
+    started = []
+
+    def start(**variables: str) -> subprocess.Popen[str]:
+        told = {"RATCHET_DATA": str(tmp_path), "RATCHET_PORT": "0", **variables}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "service"],
+            env={**os.environ, **told},
+            cwd=PROJECT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
 
 
 @pytest.fixture

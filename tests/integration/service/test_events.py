@@ -1,10 +1,9 @@
 from __future__ import annotations
 
 import json
-import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -15,7 +14,7 @@ from starlette.testclient import TestClient
 from core.checkpointing import Checkpoint
 from jobs.lease import Failed
 from jobs.tables import Job
-from tests.integration.service.conftest import Enlist, Hand, Running
+from tests.integration.service.conftest import Enlist, Hand, Running, until
 
 Finished = Callable[..., tuple[Job, Checkpoint]]
 RunService = Callable[..., AbstractContextManager[Running]]
@@ -39,13 +38,6 @@ def read(running: Running, job: Job, into: list[str], **request: Any) -> threadi
     thread = threading.Thread(target=follow)
     thread.start()
     return thread
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_a_finished_job_is_replayed_from_the_beginning(client: TestClient, finished: Finished) -> None:
@@ -82,8 +74,9 @@ def test_a_reader_goes_on_after_the_last_event_it_saw(client: TestClient, finish
 
 def test_a_reader_that_has_seen_all_is_told_to_stop(client: TestClient, finished: Finished) -> None:
     job, _ = finished()
-    answer = client.get(f"/jobs/{job.id}/events", headers={"Last-Event-ID": "9"})
-    assert (answer.status_code, answer.content) == (204, b"")
+    for form in ("sse", "text"):
+        answer = client.get(f"/jobs/{job.id}/events?format={form}", headers={"Last-Event-ID": "9"})
+        assert (answer.status_code, answer.content) == (204, b"")
 
 
 def test_a_position_that_cannot_be_is_a_400(client: TestClient, finished: Finished) -> None:
@@ -223,25 +216,6 @@ def test_no_more_streams_than_may_be(run_service: RunService, submit: Callable[.
         assert httpx2.get(f"{running.url}/jobs/{job.id}/events?format=json").status_code == 200
         running.stop()
         thread.join(timeout=5)
-
-
-@pytest.fixture
-def stalled(run_service: RunService, submit: Callable[..., Job], hand: Hand) -> Iterator[tuple[Running, socket.socket]]:
-    """A reader with small buffers that reads nothing of a long log."""
-    submit()
-    job = hand.claim()
-    hand.say(job, *[("log", {"line": "x" * 4000}) for _ in range(2000)])
-    with run_service(stalled_reader_seconds=0.3) as running, socket.socket() as reader:
-        reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        reader.connect(("127.0.0.1", int(running.url.rpartition(":")[2])))
-        reader.sendall(f"GET /jobs/{job.id}/events HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
-        yield running, reader
-
-
-def test_a_stalled_reader_is_let_go(stalled: tuple[Running, socket.socket]) -> None:
-    tails = stalled[0].server._app.state.tails
-    until(lambda: tails.num_streams == 1)
-    until(lambda: tails.num_streams == 0)
 
 
 def test_a_reader_that_leaves_is_forgotten(running: Running, submit: Callable[..., Job]) -> None:

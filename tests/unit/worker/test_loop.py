@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from sqlalchemy import text
 
-from jobs import lease, queue
+from jobs import feed, lease, queue
 from jobs.database import Database
 from jobs.errors import LedgerNewer
 from jobs.lease import Succeeded
@@ -89,3 +90,25 @@ def test_the_worker_says_how_many_jobs_it_trains_and_on_what(tmp_path: Path) -> 
     database.close()
     assert (capacity, devices.count("cuda: NVIDIA H100")) == (3, 2)
     loop.leave()
+
+
+def test_the_logs_of_old_runs_are_thinned_if_the_operator_wants_that(loop: WorkerLoop) -> None:
+    with loop.db.write() as session:
+        job = queue.claim(session, "another", 1e12)
+        steps = [("step", {"step": step, "loss": 1.0}) for step in range(5000)]
+        feed.record(session, job.id, job.fence, [("started", {}), *steps])
+        lease.finish(session, job.id, job.fence, Succeeded())
+        session.execute(text("UPDATE job SET finished_at = :then"), {"then": time.time() - 86_400 * 3})
+
+    def num_events() -> int:
+        with loop.db.read() as session:
+            return len(feed.after(session, job.id, 0, limit=10_000))
+
+    whole = num_events()
+    loop.housekeeping()
+    assert num_events() == whole
+    for days, gone in ((4, False), (2, True)):
+        loop.settings = loop.settings.model_copy(update={"thin_events_days": days})
+        loop._thin_at = 0.0
+        loop.housekeeping()
+        assert (num_events() < whole / 4) is gone
