@@ -14,6 +14,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import aliased
 from sqlalchemy.sql.dml import ReturningUpdate
 from sqlmodel import Session, col, select, update
+from sqlmodel.sql.expression import SelectOfScalar
 
 from jobs.errors import IdempotencyConflict, IllegalTransition, JobBusy, JobNotFound
 from jobs.tables import FINAL, HELD, Job, State, Stop
@@ -64,7 +65,7 @@ def enqueue(session: Session, spec: NewJob, now: float | None = None) -> Enqueue
     if earlier is not None:
         return Enqueued(earlier, created=False)
     now = time.time() if now is None else now
-    last_place = session.exec(select(func.coalesce(func.max(Job.seq), 0))).one()
+    last_place = session.exec(_last_place()).one()
     job = _row(spec, last_place + 1, now)
     session.add(job)
     session.flush()
@@ -86,8 +87,7 @@ def made_before(session: Session, owner: str, key: str | None, request_hash: str
     """
     if key is None:
         return None
-    used = or_(col(Job.idempotency_key) == key, col(Job.resume_key) == key)
-    job = session.exec(select(Job).where(Job.owner == owner, used)).first()
+    job = session.exec(_used(), params={"whose": owner, "key": key}).first()
     if job is not None and request_hash != (job.request_hash if job.idempotency_key == key else job.resume_hash):
         raise IdempotencyConflict(key)
     return job
@@ -95,7 +95,7 @@ def made_before(session: Session, owner: str, key: str | None, request_hash: str
 
 def num_queued(session: Session) -> int:
     """How many jobs wait in line."""
-    return session.exec(select(func.count()).select_from(Job).where(Job.state == State.QUEUED)).one()
+    return session.exec(_num_queued()).one()
 
 
 def claim(session: Session, worker_id: str, now: float, *, device: str | None = None) -> Job | None:
@@ -124,9 +124,27 @@ def _take_first(session: Session, worker_id: str, now: float, device: str | None
     return job
 
 
+# Statements are made once: putting one together takes as long as running it.
+
+
+@cache
+def _used() -> SelectOfScalar[Job]:
+    used = or_(col(Job.idempotency_key) == bindparam("key"), col(Job.resume_key) == bindparam("key"))
+    return select(Job).where(col(Job.owner) == bindparam("whose"), used)
+
+
+@cache
+def _last_place() -> SelectOfScalar[int]:
+    return select(func.coalesce(func.max(Job.seq), 0))
+
+
+@cache
+def _num_queued() -> SelectOfScalar[int]:
+    return select(func.count()).select_from(Job).where(col(Job.state) == State.QUEUED)
+
+
 @cache
 def _claim() -> ReturningUpdate[Any]:
-    """The statement of `claim`, made once: putting it together takes as long as running it."""
     waiting = aliased(Job)
     is_due = or_(col(waiting.run_after).is_(None), col(waiting.run_after) <= bindparam("moment"))
     first_in_line = (

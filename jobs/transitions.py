@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from functools import cache
 from typing import Any
 
 from sqlalchemy import func, insert
+from sqlalchemy.sql.dml import ReturningInsert
 from sqlmodel import Session, SQLModel, col, update
 
 from core.errors import RatchetError
@@ -75,8 +77,13 @@ def insert_events(
         # Straight to the table: an object per event would cost more than the event. Asking for something back makes all
         # rows one statement; several in a pipeline could be left half said, and the job locked, by a client that is cut
         # off.
-        table = SQLModel.metadata.tables["event"]
-        session.connection().execute(insert(table).returning(table.c.seq), rows)
+        session.connection().execute(_insert_events(), rows)
+
+
+@cache
+def _insert_events() -> ReturningInsert[Any]:
+    table = SQLModel.metadata.tables["event"]
+    return insert(table).returning(table.c.seq)
 
 
 def held(session: Session, job_id: str, fence: int) -> Job:

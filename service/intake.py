@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from sqlmodel import Session
 
 from core.config import TrainingConfig, config_to_dict, parse
+from core.errors import RatchetError
 from core.failpoints import failpoint
 from core.io_utils import get_data_source_name
 from core.sources import SourceFacts, SourceFolder, check_length
@@ -73,10 +74,18 @@ class Intake:
             ConfigError, ModelForbidden, SourceError: the run could not work.
             IdempotencyConflict, QueueFull: it cannot be taken.
         """
-        return self.answered(repeat) or self.put_in_line(self._fresh(body, repeat), repeat)
+        try:
+            spec = self._fresh(body, repeat)
+        except RatchetError:
+            # A request that was answered once is answered again, even if it could not be made any more.
+            earlier = self.answered(repeat)
+            if earlier is None:
+                raise
+            return earlier
+        return self.put_in_line(spec, repeat)
 
     def answered(self, repeat: Repeat) -> Accepted | None:
-        """The answer to an earlier request like this one, even if it could not be made any more."""
+        """The answer to an earlier request like this one."""
         with self.ledger.read() as session:
             return self.answered_in(session, repeat)
 
