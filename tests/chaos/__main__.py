@@ -37,7 +37,7 @@ def rage(
     num_workers: int = 2,
     postgres: PostgresServer | None = None,
     settle_seconds: float = SETTLE_SECONDS,
-    between_kills: tuple[float, float] = (0.2, 3.0),
+    between_kills: tuple[float, float] = (0.1, 2.0),
     say: Callable[[str], Any] = lambda _: None,
 ) -> dict[str, Any]:
     """Kill so many times, or for so long, whichever is first; then let everything settle, and judge.
