@@ -7,9 +7,13 @@ Which verb is where:
     lease.py         what a job's holder says: beat, acknowledge_stop, finish, release, retry; and the LeaseScanner
     transitions.py   transition, the only way from state to state
     feed.py          record events, read them after a number
+    line.py          the order of those who wait, and moving one in front of another
+    thinning.py      fewer steps in the logs of old runs
+    turns.py         taking turns, where the database does not make writers wait for each other
     catalog.py       find and list jobs and checkpoints
     workers.py       who is at work
     tables.py        the rows, and the state machine as a picture
+    sqlite.py        what only SQLite does; postgres.py: what only PostgreSQL does
 
 Each verb takes a session and leaves the transaction to its caller, so that several verbs can be one transaction.
 """

@@ -50,6 +50,16 @@ def test_links_between_documents_lead_somewhere(path: Path) -> None:
             assert (path.parent / target).exists(), target
 
 
+def test_every_promise_about_faults_has_a_test() -> None:
+    rows = re.findall(r"(?m)^\| (?!what happens|---).*$", (PROJECT / "docs/faults.md").read_text())
+    told = {row: set(re.findall(r"`(test_\w+)`", row)) for row in rows}
+    there = {
+        name for path in PROJECT.glob("tests/**/test_*.py") for name in re.findall(r"def (test_\w+)", path.read_text())
+    }
+    assert [row for row, names in told.items() if not names] == []
+    assert set().union(*told.values()) - there == set()
+
+
 def test_every_package_that_is_needed_has_its_reason() -> None:
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
     needed = project["dependencies"] + project["optional-dependencies"]["worker"]
