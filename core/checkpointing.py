@@ -207,14 +207,18 @@ def read_manifest(folder: Path) -> Checkpoint:
     return Checkpoint(folder, manifest)
 
 
-def verify(checkpoint: Checkpoint) -> None:
+def verify(checkpoint: Checkpoint, meanwhile: Callable[[], object] = lambda: None) -> None:
     """Compare every file with the manifest.
+
+    Args:
+        meanwhile: Called before each file: reading large ones takes a while.
 
     Raises:
         CheckpointCorrupt: names the first file that is missing, of another size, or altered.
     """
     called = f"checkpoint '{checkpoint.manifest.name}'"
     for name, expected in checkpoint.manifest.files.items():
+        meanwhile()
         path = checkpoint.path / name
         if Path(name).name != name or not path.is_file() or path.is_symlink():
             raise CheckpointCorrupt(f"{called} lacks its file {name}")
@@ -226,12 +230,14 @@ def verify(checkpoint: Checkpoint) -> None:
             raise CheckpointCorrupt(f"{called} is damaged: {name} is not what was saved")
 
 
-def first_whole(checkpoints: Iterable[Checkpoint]) -> tuple[Checkpoint | None, list[CheckpointCorrupt]]:
+def first_whole(
+    checkpoints: Iterable[Checkpoint], meanwhile: Callable[[], object] = lambda: None
+) -> tuple[Checkpoint | None, list[CheckpointCorrupt]]:
     """The first that verifies, and what is wrong with each before it; those behind it are not read."""
     broken = []
     for checkpoint in checkpoints:
         try:
-            verify(checkpoint)
+            verify(checkpoint, meanwhile)
         except CheckpointCorrupt as error:
             broken.append(error)
         else:

@@ -62,7 +62,7 @@ class IdempotencyConflict(RatchetError):
 
 
 class LedgerUnavailable(RatchetError):
-    """The database is locked, full, damaged or out of reach; the transaction left nothing behind."""
+    """The database is locked, full, damaged or out of reach; a commit that was under way may have been done or not."""
 
     code = "ledger_unavailable"
 

@@ -21,6 +21,7 @@ from core.errors import (
     CheckpointNotFound,
     ConfigError,
     RatchetError,
+    StorageError,
 )
 from core.events import finite
 from jobs.errors import IllegalTransition, JobBusy, JobNotFound, LeaseLost, LedgerUnavailable
@@ -44,6 +45,7 @@ STATUS: dict[type[RatchetError], int] = {
     LeaseLost: 500,
     errors.GenerationFailed: 502,
     LedgerUnavailable: 503,
+    StorageError: 503,
     errors.WorkerUnavailable: 503,
 }
 """An error has the status of the nearest of its classes in here."""

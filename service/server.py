@@ -16,7 +16,7 @@ from service.settings import ServiceSettings
 
 log = logging.getLogger(__name__)
 
-FAREWELL_SECONDS = 6
+FAREWELL_SECONDS = 7
 """Connections that are still there so long after the farewell are cut off, as if their readers had left."""
 
 GRACE_SECONDS = 8

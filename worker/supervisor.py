@@ -108,7 +108,7 @@ class Supervisor:
         store = CheckpointStore(self.settings.checkpoints)
         store.sweep(self.job.id)
         mine = store.of_job(self.job.id)
-        own, broken = first_whole(mine)
+        own, broken = first_whole(mine, self._tenure.renew_if_due)
         with self.db.read() as session:
             known = checkpoint_ids(session, self.job.id)
             parent = session.get(CheckpointRow, self.job.parent_checkpoint) if self.job.parent_checkpoint else None

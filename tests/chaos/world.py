@@ -19,6 +19,7 @@ import httpx2
 import psutil
 
 from core.checkpointing import CheckpointStore
+from core.processes import EXIT_WITH_PARENT
 from jobs.database import Database
 from tests.conftest import PROJECT
 from tests.postgres import PostgresServer
@@ -126,6 +127,7 @@ class World:
             "RATCHET_DATABASE_URL": database_url,
             "RATCHET_PORT": str(self.port),
             MARK: str(self.folder),
+            EXIT_WITH_PARENT: "1",
         }
         env = {**kept, **SETTINGS, **places}
         self.log = (self.folder / "log").open("w")

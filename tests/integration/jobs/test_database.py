@@ -11,12 +11,12 @@ from sqlalchemy import event
 from sqlalchemy.exc import OperationalError
 
 from core.errors import ConfigError
-from jobs import catalog, feed, lease, queue, workers
+from jobs import catalog, feed, lease, line, queue, workers
 from jobs.database import Database
 from jobs.errors import LedgerUnavailable
 from jobs.lease import LeaseScanner, Succeeded
 from jobs.queue import NewJob
-from jobs.tables import Worker
+from jobs.tables import State, Worker
 
 SPEC = NewJob("tale", {}, 10)
 
@@ -209,15 +209,37 @@ def test_a_claim_reads_the_index_and_nothing_else(db: Database) -> None:
     assert not any("SCAN" in step or "TEMP B-TREE" in step for step in plan), plan
 
 
+def plans(db: Database, asked: list[str]) -> list[list[str]]:
+    """How SQLite goes about each of these statements."""
+    with closing(sqlite3.connect(db.dialect.path)) as connection:
+        return [
+            [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {query}", ["x"] * query.count("?"))]
+            for query in asked
+        ]
+
+
 def test_a_page_of_jobs_needs_no_sorting(db: Database) -> None:
     heard = statements(db)
     with db.write() as session:
         last = queue.enqueue(session, SPEC).job
         catalog.list_jobs(session, "local", 10, last.id)
         catalog.list_jobs(session, "local", 10, last.id, source="tale.md")
-    pages = [statement for statement in heard if "ORDER BY" in statement]
-    with closing(sqlite3.connect(db.dialect.path)) as connection:
-        for page in pages:
-            plan = [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {page}", ["x"] * page.count("?"))]
-            assert len(plan) == 1, plan
-            assert "USING INDEX ix_job_newest" in plan[0]
+        catalog.list_jobs(session, "local", 10, last.id, model="gpt2")
+        catalog.list_jobs(session, "local", 10, last.id, states=[State.FAILED])
+    pages = plans(db, [statement for statement in heard if "ORDER BY" in statement])
+    assert len(pages) == 4
+    for plan in pages:
+        assert len(plan) == 1, plan
+        assert "USING INDEX ix_job_newest" in plan[0]
+
+
+def test_the_line_and_a_page_of_events_are_read_by_index_in_order(db: Database) -> None:
+    heard = statements(db)
+    with db.write() as session:
+        job = queue.enqueue(session, SPEC).job
+        heard.clear()
+        feed.after(session, job.id, 0)
+        line.waiting(session, "local", 10)
+    events, waiting = plans(db, [statement for statement in heard if statement.startswith("SELECT")])
+    assert events == ["SEARCH event USING PRIMARY KEY (job_id=? AND seq>?)"]
+    assert waiting == ["SEARCH job USING INDEX ix_job_claim (state=?)"]

@@ -110,6 +110,13 @@ def test_a_full_device_that_the_tensors_meet_is_told_apart_by_its_number(store: 
         store.publish(manifest(), full)
 
 
+def test_whoever_verifies_can_do_something_else_before_each_file(store: CheckpointStore) -> None:
+    checkpoint = store.publish(manifest(), write_two_files)
+    turns: list[None] = []
+    first_whole([checkpoint], lambda: turns.append(None))
+    assert len(turns) == len(checkpoint.manifest.files)
+
+
 def test_a_folder_that_was_never_published_is_not_listed(store: CheckpointStore) -> None:
     made = store.publish(manifest(), write_two_files)
     made.path.rename(store.root / f"tmp-{made.path.name}")
