@@ -21,8 +21,6 @@ from jobs.turns import SHELF, take_turn
 
 Order = Literal["newest", "best"]
 
-_BEYOND = "\U0010ffff"  # Sorts after every character that an id or a name can have.
-
 
 def get_job(session: Session, owner: str, job_id: str) -> Job:
     """One job.
@@ -98,10 +96,8 @@ def find_checkpoint(session: Session, owner: str, ref: str) -> Checkpoint:
     exact = session.exec(mine.where(or_(Checkpoint.id == ref, Checkpoint.name == ref))).first()
     if exact is not None:
         return exact
-    begins = or_(
-        col(Checkpoint.id).between(ref, ref + _BEYOND),
-        col(Checkpoint.name).between(ref, ref + _BEYOND),
-    )
+    # Not BETWEEN, which goes by the server's own alphabet, nor LIKE, which has its own idea of letters.
+    begins = or_(*(func.substr(column, 1, len(ref)) == ref for column in (col(Checkpoint.id), col(Checkpoint.name))))
     found = session.exec(mine.where(begins).limit(2)).all() if ref else []
     if len(found) == 1:
         return found[0]

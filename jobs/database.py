@@ -13,7 +13,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlmodel import Session, col, select
 
 from core.errors import ConfigError
-from jobs.errors import LedgerNewer, LedgerUnavailable
+from jobs.errors import LedgerNewer, LedgerUnavailable, TextUnfit
 from jobs.migrations import REVISION
 from jobs.migrations.upgrade import upgrade
 from jobs.postgres import PostgreSQL
@@ -31,6 +31,7 @@ class Dialect(Protocol):
     def open_writer(self, busy_seconds: float) -> Engine: ...
     def open_reader(self, busy_seconds: float) -> Engine: ...
     def outage(self, error: BaseException | None) -> str | None: ...
+    def unfit(self, error: BaseException | None) -> bool: ...
     def migrating(self, engine: Engine) -> AbstractContextManager[None]: ...
     def back_up(self, revision: str) -> None: ...
 
@@ -123,7 +124,11 @@ class Database:
             yield
         except PoolTimeout as error:
             raise LedgerUnavailable("The ledger is busy; nothing was changed, try again in a moment.") from error
+        except UnicodeEncodeError as error:
+            raise TextUnfit from error
         except (DatabaseError, InterfaceError, sqlite3.Error) as error:
+            if self.dialect.unfit(getattr(error, "orig", None)):
+                raise TextUnfit from error
             sentence = self.dialect.outage(error if isinstance(error, sqlite3.Error) else error.orig)
             if sentence is None:
                 raise

@@ -6,6 +6,7 @@
     ├── IllegalTransition       illegal_transition
     ├── LeaseLost               lease_lost
     ├── IdempotencyConflict     idempotency_conflict
+    ├── TextUnfit               text_unfit
     └── LedgerUnavailable       ledger_unavailable
         └── LedgerNewer         ledger_newer
 
@@ -59,6 +60,15 @@ class IdempotencyConflict(RatchetError):
         super().__init__(
             f"The idempotency key {key!r} was used for a different request; choose a new key for this one."
         )
+
+
+class TextUnfit(RatchetError):
+    """A text has a character that the database does not take: NUL, or half of a surrogate pair."""
+
+    code = "text_unfit"
+
+    def __init__(self) -> None:
+        super().__init__("A text in the request has a character that cannot be kept: NUL, or half of a surrogate pair.")
 
 
 class LedgerUnavailable(RatchetError):

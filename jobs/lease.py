@@ -196,17 +196,21 @@ class LeaseScanner:
         Needs a write transaction. One that is rolled back costs nothing: the next scan finds the same jobs.
         """
         now = self._clock()
-        # A row that is locked just now is being renewed, so it can be left for the next scan.
-        held_now = select(Job.id, Job.fence, Job.heartbeat).where(col(Job.state).in_(HELD))
-        rows = session.exec(held_now.with_for_update(skip_locked=True)).all()
+        rows = session.exec(select(Job.id, Job.fence, Job.heartbeat).where(col(Job.state).in_(HELD))).all()
         self._first_seen = {job_id: self._sighting(job_id, fence, heartbeat, now) for job_id, fence, heartbeat in rows}
-        return [
-            self._take_back(session, job_id, fence)
-            for job_id, (fence, _, since) in self._first_seen.items()
+        silent = [
+            (job_id, fence, heartbeat)
+            for job_id, (fence, heartbeat, since) in self._first_seen.items()
             if now - since >= self._lease_seconds
         ]
+        return [job for sighting in silent if (job := self._take_back(session, *sighting)) is not None]
 
-    def _take_back(self, session: Session, job_id: str, fence: int) -> Job:
+    def _take_back(self, session: Session, job_id: str, fence: int, heartbeat: int) -> Job | None:
+        """Unless it has just been renewed after all, or somebody is at its row: then the next scan will see."""
+        unchanged = (col(Job.id) == job_id, col(Job.fence) == fence, col(Job.heartbeat) == heartbeat)
+        is_silent = select(Job.id).where(*unchanged, col(Job.state).in_(HELD)).with_for_update(skip_locked=True)
+        if session.exec(is_silent).first() is None:
+            return None
         return retry(
             session,
             job_id,

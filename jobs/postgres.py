@@ -1,7 +1,7 @@
 """All that the ledger knows of PostgreSQL in particular; `jobs.sqlite` is its sibling.
 
-Writers run side by side under READ COMMITTED: every verb decides by the row that it locks or updates, and those that
-look before they add take turns (`jobs.turns`). Readers see one state, and their connections refuse to write.
+Writers run side by side under READ COMMITTED: a verb decides by the row that it locks or updates, and those that look
+before they add take turns (`jobs.turns`). Readers see one state, and their connections refuse to write.
 
 Not here, on purpose: a backup before a migration. A server has its own (`pg_dump`), which its operator knows best.
 """
@@ -26,6 +26,7 @@ _UNSURE = "if a request was under way, ask what became of it, or repeat it under
 _OUTAGES = {
     "08": f"The connection to the ledger's database was lost; {_UNSURE}.",
     "25006": "The ledger's database takes no writes just now (it is read-only); try again in a moment.",
+    "25P03": f"The ledger's database gave up waiting for this process; {_UNSURE}.",
     "28": "The ledger's database refuses the user or the password of the database URL.",
     "3D": "The ledger's database does not exist; create it, or check the database URL.",
     "40": "The ledger is busy with other writers; nothing was changed, try again in a moment.",
@@ -37,6 +38,8 @@ _OUTAGES = {
     "57014": "The ledger's database took too long; nothing was changed, try again in a moment.",
     "57": f"The ledger's database is stopping or starting; {_UNSURE}.",
     "58": "The disk that holds the ledger reports an error; check it, then try again.",
+    "XX001": "The ledger's database is damaged; restore it from a backup.",
+    "XX002": "The ledger's database is damaged; restore it from a backup.",
 }
 """By SQLSTATE, or the class that its first two characters name; the longer one counts."""
 
@@ -90,12 +93,16 @@ class PostgreSQL:
             return _OUTAGES[refusal] if is_outage else None
         return _OUTAGES.get(state) or _OUTAGES.get(state[:2])
 
+    def unfit(self, error: BaseException | None) -> bool:
+        """Whether the database refused a text for a character in it, as it does with NUL."""
+        return getattr(error, "sqlstate", None) in {"22021", "22P05"} or "NUL (0x00)" in str(error)
+
     @contextmanager
     def migrating(self, engine: Engine) -> Iterator[None]:
         """Keep other processes from migrating; they wait here as long as it takes."""
         with engine.connect() as connection:
-            connection.exec_driver_sql("SET LOCAL lock_timeout = 0")
-            connection.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 0")
+            for limit in ("lock_timeout", "statement_timeout", "idle_in_transaction_session_timeout"):
+                connection.exec_driver_sql(f"SET LOCAL {limit} = 0")
             connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _MIGRATION_LOCK})
             yield
             connection.rollback()

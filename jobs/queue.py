@@ -17,7 +17,7 @@ from sqlmodel import Session, col, select, update
 from sqlmodel.sql.expression import SelectOfScalar
 
 from jobs.errors import IdempotencyConflict, IllegalTransition, JobBusy, JobNotFound
-from jobs.tables import FINAL, HELD, Job, State, Stop
+from jobs.tables import FINAL, HELD, ROOM, Job, State, Stop
 from jobs.transitions import RETURN_FRESH, announce, transition
 from jobs.turns import LINE, take_turn
 
@@ -150,7 +150,7 @@ def _claim() -> ReturningUpdate[Any]:
     first_in_line = (
         select(waiting.id)
         .where(col(waiting.state) == State.QUEUED, is_due)
-        .order_by(col(waiting.priority).desc(), col(waiting.seq))
+        .order_by(col(waiting.priority).desc(), col(waiting.place))
         .limit(1)
         .with_for_update(skip_locked=True)
         .scalar_subquery()
@@ -249,6 +249,7 @@ def wake_due(session: Session, now: float) -> list[Job]:
 def _row(spec: NewJob, seq: int, now: float) -> Job:
     return Job(
         seq=seq,
+        place=seq * ROOM,
         name=spec.name,
         owner=spec.owner,
         priority=spec.priority,

@@ -78,6 +78,10 @@ class SQLite:
             return "The ledger has no tables yet; it has to be migrated first."
         return _OUTAGES.get(code & 0xFF)  # The low byte is the kind of error, the rest is detail.
 
+    def unfit(self, error: BaseException | None) -> bool:
+        """Whether the database refused a text for a character in it; it takes any that can be encoded."""
+        return False
+
     @contextmanager
     def migrating(self, _engine: Engine) -> Iterator[None]:
         """Make the file if need be, and keep other processes from migrating it; they wait here as long as it takes.

@@ -75,8 +75,11 @@ TRANSITIONS: dict[State, frozenset[State]] = {
     State.CANCELLED: frozenset(),
 }
 
-ENDED_AND_WHOLE = "thinned_seq = 0 AND finished_at IS NOT NULL"
+ENDED_AND_WHOLE = "thinned_seq < last_seq AND finished_at IS NOT NULL"
 """Jobs whose log may be thinned, in SQL: an index has these words, so a query has to say the same."""
+
+ROOM = 1 << 20
+"""Between the places of two jobs that follow each other, so that others can be put between them."""
 
 _ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789"
 
@@ -105,7 +108,7 @@ def _where(condition: str) -> dict[str, Any]:
 
 
 class Job(SQLModel, table=True):
-    """One run that was asked for, with its progress. `seq` is its place in the queue, behind its priority."""
+    """One run that was asked for, with its progress. `place` is where it stands in line, behind its priority."""
 
     __tablename__ = "job"
     __table_args__ = (
@@ -113,7 +116,7 @@ class Job(SQLModel, table=True):
         CheckConstraint(_one_of("stop_requested", Stop), name="ck_job_stop_requested"),
         UniqueConstraint("owner", "idempotency_key", name="uq_job_idempotency"),
         UniqueConstraint("owner", "resume_key", name="uq_job_resume"),
-        Index("ix_job_claim", "state", desc("priority"), "seq"),
+        Index("ix_job_claim", "state", desc("priority"), "place", "run_after"),
         Index("ix_job_newest", "owner", "created_at", "id"),
         Index("ix_job_newest_by_state", "owner", "state", "created_at", "id"),
         Index("ix_job_newest_by_source", "owner", "source", "created_at", "id"),
@@ -124,7 +127,8 @@ class Job(SQLModel, table=True):
     )
 
     id: str = Field(default_factory=new_job_id, primary_key=True)
-    seq: int = Field(sa_type=BigInteger)
+    seq: int = Field(sa_type=BigInteger, description="1, 2, 3 … in the order of their requests.")
+    place: int = Field(sa_type=BigInteger, sa_column_kwargs={"server_default": "0"})
     name: str
     owner: str = "local"
     state: State = Field(default=State.QUEUED, sa_column=Column(_choice(State), nullable=False))
@@ -162,7 +166,7 @@ class Job(SQLModel, table=True):
         default=0,
         sa_type=BigInteger,
         sa_column_kwargs={"server_default": "0"},
-        description="Up to this number, some events are gone.",
+        description="Up to this number, steps may be gone.",
     )
     error: dict[str, Any] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
 

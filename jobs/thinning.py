@@ -6,9 +6,7 @@ that is gone goes on behind it. All other kinds of events stay.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from sqlalchemy import func, text
+from sqlalchemy import text
 from sqlmodel import Session, col, delete, select, update
 
 from jobs.tables import ENDED_AND_WHOLE, Event, Job
@@ -16,30 +14,40 @@ from jobs.tables import ENDED_AND_WHOLE, Event, Job
 KEPT_STEPS = 1000
 """About as many as a chart has pixels."""
 
+ENDS = 20
+"""So many events at both ends of a log stay: the first and the last of a curve say the most."""
 
-def thin(session: Session, before: float, *, limit: int = 10, kept_steps: int = KEPT_STEPS) -> Sequence[str]:
-    """Thin the logs of some jobs that ended before a moment, those that ended first; their ids.
+CHUNK = 10_000
+
+
+def thin(session: Session, before: float, *, chunk: int = CHUNK, kept_steps: int = KEPT_STEPS) -> bool:
+    """Thin a stretch of the logs of jobs that ended before a moment, those that ended first.
 
     Args:
         before: Unix seconds.
-        limit: So many jobs at most, since the transaction keeps other writers waiting.
-        kept_steps: At least this many steps of each stay, and fewer than twice as many.
+        chunk: As many events are looked at, since other writers may have to wait for this transaction.
+        kept_steps: At least about this many steps of each run stay, and about twice as many at most.
+
+    Returns:
+        Whether there was anything to do, so that there may be more.
     """
-    whole = select(Job.id).where(text(ENDED_AND_WHOLE), col(Job.finished_at) < before)
-    job_ids = session.exec(whole.order_by(col(Job.finished_at)).limit(limit).with_for_update(skip_locked=True)).all()
-    for job_id in job_ids:
-        _thin_one(session, job_id, kept_steps)
-    return job_ids
+    whole = select(Job.id, Job.training_steps, Job.thinned_seq, Job.last_seq)
+    whole = whole.where(text(ENDED_AND_WHOLE), col(Job.finished_at) < before).order_by(col(Job.finished_at)).limit(100)
+    found = session.exec(whole.with_for_update(skip_locked=True)).all()
+    for job in found:
+        if chunk <= 0:
+            break
+        chunk -= _thin_stretch(session, job, chunk, kept_steps)
+    return bool(found)
 
 
-def _thin_one(session: Session, job_id: str, kept_steps: int) -> None:
-    steps = (col(Event.job_id) == job_id, col(Event.kind) == "step")
-    num_steps = session.exec(select(func.count()).select_from(Event).where(*steps)).one()
+def _thin_stretch(session: Session, job: tuple[str, int, int, int], chunk: int, kept_steps: int) -> int:
+    job_id, num_steps, begin, last_seq = job
+    end = min(last_seq, begin + chunk)
     stride = num_steps // kept_steps
     if stride > 1:
-        place = func.row_number().over(order_by=col(Event.seq)).label("place")
-        numbered = select(col(Event.seq).label("seq"), place).where(*steps).subquery()
-        # The first and the last of a curve say the most.
-        surplus = select(numbered.c.seq).where(numbered.c.place % stride != 1, numbered.c.place != num_steps)
-        session.exec(delete(Event).where(*steps, col(Event.seq).in_(surplus)))
-    session.exec(update(Job).where(col(Job.id) == job_id).values(thinned_seq=col(Job.last_seq)))
+        in_stretch = (col(Event.job_id) == job_id, col(Event.seq) > max(begin, ENDS), col(Event.seq) <= end)
+        is_surplus = (col(Event.kind) == "step", col(Event.seq) % stride != 0, col(Event.seq) <= last_seq - ENDS)
+        session.exec(delete(Event).where(*in_stretch, *is_surplus))
+    session.exec(update(Job).where(col(Job.id) == job_id).values(thinned_seq=end))
+    return end - begin

@@ -7,6 +7,7 @@ core.errors.RatchetError
 ├── QueueFull               queue_full
 ├── TooManyStreams          too_many_streams
 ├── PositionInvalid         position_invalid
+├── FilterUnfit             filter_unfit
 ├── NothingSaved            nothing_saved
 ├── WorkerUnavailable       worker_unavailable
 ├── GenerationFailed        generation_failed
@@ -61,6 +62,12 @@ class PositionInvalid(RatchetError):
     """No event of the job can have this number."""
 
     code = "position_invalid"
+
+
+class FilterUnfit(RatchetError):
+    """Filters and an order that do not go together."""
+
+    code = "filter_unfit"
 
 
 class NothingSaved(RatchetError):

@@ -15,6 +15,7 @@ from jobs import catalog, queue
 from jobs.errors import IllegalTransition, JobBusy
 from jobs.queue import NewJob
 from jobs.tables import FINAL, HELD, Checkpoint, Job, State, Stop
+from jobs.turns import LINE, take_turn
 from service.errors import NothingSaved, SourceChanged
 from service.intake import Accepted, Intake, Repeat
 from service.schemas import ResumeIn
@@ -63,6 +64,8 @@ class Resumption:
         if job.state is State.PAUSED:
             self._intake.check_source(parse(TrainingConfig, job.config))
         with self._intake.ledger.write() as session:
+            # Its key may be new to the owner's jobs only once, as with a fresh run.
+            take_turn(session, LINE)
             job = queue.locked(session, job)
             earlier = self._intake.answered_in(session, repeat)
             if earlier is not None:

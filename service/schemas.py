@@ -19,11 +19,16 @@ WORKER_SEEN_SECONDS = 30.0
 
 Item = TypeVar("Item")
 
+_NO_NUL = r"^[^\x00]*$"
+
 # A name is shown in terminals, where control characters would speak for themselves.
 Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")]
 Priority = Annotated[int, Field(ge=-1_000_000, le=1_000_000, description="Higher ones run first.")]
 Metadata = Annotated[
-    dict[Annotated[str, Field(min_length=1, max_length=64)], Annotated[str, Field(max_length=512)]],
+    dict[
+        Annotated[str, Field(min_length=1, max_length=64, pattern=_NO_NUL)],
+        Annotated[str, Field(max_length=512, pattern=_NO_NUL)],
+    ],
     Field(max_length=16, description="Up to 16 pairs of your own, to find jobs by."),
 ]
 Number = Annotated[float | None, PlainSerializer(finite)]
@@ -57,7 +62,9 @@ class JobPatch(BaseModel):
     name: Name | None = None
     priority: Priority | None = None
     metadata: Metadata | None = None
-    before: str | None = Field(None, description="Id of a job in line: go in front of it, with its priority.")
+    before: str | None = Field(
+        None, pattern=r"^[!-~]{1,64}$", description="Id of a job in line: go in front of it, with its priority."
+    )
 
     @model_validator(mode="after")
     def _one_place(self) -> JobPatch:

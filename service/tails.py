@@ -194,7 +194,7 @@ class Tails:
         """One look; the seconds until the next one."""
         watched = list(self._tails.values())
         seen = {tail.job_id: tail.last_seq for tail in watched}
-        stretches = await anyio.to_thread.run_sync(self._look, seen, limiter=self._looking)
+        stretches = await anyio.to_thread.run_sync(self._look, seen, limiter=self._looking, abandon_on_cancel=True)
         for tail in watched:
             if tail.job_id in stretches:
                 tail.move(stretches[tail.job_id])

@@ -16,4 +16,5 @@ with context.begin_transaction():
     if context.get_context().dialect.name == "postgresql":
         # A large table takes as long as it takes.
         context.execute("SET LOCAL statement_timeout = 0")
+        context.execute("SET LOCAL lock_timeout = 0")
     context.run_migrations()

@@ -81,6 +81,7 @@ class Readiness:
         if time.monotonic() < self._proven_until:
             return
         with self._ledger.write() as session:
+            self._ledger.check_revision(session)
             nobody = Worker(id="nobody", hostname="", pid=0, version="", started_at=0, seen_at=0)
             register_worker(session, nobody)
             forget_worker(session, nobody.id)

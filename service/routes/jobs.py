@@ -12,7 +12,9 @@ from jobs import catalog, line, queue
 from jobs.database import BUSY_SECONDS
 from jobs.errors import LedgerUnavailable
 from jobs.tables import State
+from jobs.turns import LINE, take_turn
 from service.deps import After, Checkpoints, JobDep, JobOrLatest, Ledger, Limit, Owner, Settings, config_sized
+from service.errors import FilterUnfit
 from service.intake import Accepted, Intake, Repeat
 from service.resumption import Resumption
 from service.schemas import JobIn, JobOut, JobPatch, Page, ResumeIn
@@ -113,15 +115,17 @@ def list_jobs(
     ] = "newest",
 ) -> Page[JobOut]:
     """Jobs, newest first. `metadata[key]=value` lists those with that value."""
-    if order == "line":
-        with ledger.read() as session:
-            jobs, has_more = line.waiting(session, owner, limit, after)
-        return Page(data=[JobOut.of(job) for job in jobs], has_more=has_more)
     metadata = {
         name.removeprefix("metadata[").removesuffix("]"): value
         for name, value in request.query_params.items()
         if name.startswith("metadata[") and name.endswith("]")
     }
+    if order == "line":
+        if state or source or model or metadata:
+            raise FilterUnfit("order=line lists all that wait; it goes with no filter", field="order")
+        with ledger.read() as session:
+            jobs, has_more = line.waiting(session, owner, limit, after)
+        return Page(data=[JobOut.of(job) for job in jobs], has_more=has_more)
     with ledger.read() as session:
         jobs, has_more = catalog.list_jobs(
             session, owner, limit, after, states=state or (), source=source, model=model, metadata=metadata
@@ -156,7 +160,10 @@ def change_job(job_id: str, body: JobPatch, ledger: Ledger, owner: Owner) -> Job
     if "metadata" in changes:
         changes["meta"] = changes.pop("metadata")
     with ledger.write() as session:
-        job = catalog.get_job(session, owner, job_id)
+        if body.before is not None:
+            # Whoever moves one takes his turn before he locks a row, or two of them would wait for each other.
+            take_turn(session, LINE)
+        job = queue.locked(session, catalog.get_job(session, owner, job_id))
         session.add(job.sqlmodel_update(changes))
         session.flush()
         if body.before is not None:
@@ -168,7 +175,7 @@ def change_job(job_id: str, body: JobPatch, ledger: Ledger, owner: Owner) -> Job
 def delete_job(job_id: str, ledger: Ledger, owner: Owner) -> None:
     """Remove a job that has ended, and its events; its checkpoints stay."""
     with ledger.write() as session:
-        catalog.delete_job(session, catalog.get_job(session, owner, job_id))
+        catalog.delete_job(session, queue.locked(session, catalog.get_job(session, owner, job_id)))
 
 
 def _answer(accepted: Accepted, response: Response) -> JobOut:

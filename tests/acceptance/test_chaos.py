@@ -15,3 +15,5 @@ def test_whatever_is_killed_nothing_is_lost(tmp_path: Path) -> None:
     assert told["violations"] == [], json.dumps(told, indent=1)
     assert told["kills"] >= 10
     assert told["jobs"].get("succeeded", 0) >= 3
+    assert told["fired"]
+    assert told["followed_to_the_end"] >= 1

@@ -25,6 +25,8 @@ from tests.chaos.world import SERVICE_SITES, WORKER_SITES, World
 from tests.postgres import PostgresServer
 
 SETTLE_SECONDS = 180.0
+MANY_KILLS = 1000
+"""A storm of so many has to come by every failpoint."""
 SHARE_WITH_FAILPOINTS = 0.8
 
 
@@ -62,6 +64,8 @@ def rage(
         settle(world, storm, settle_seconds)
         found = violations(world, storm, uninterrupted)
         summary = summary_of(world, storm)
+        if num_kills >= MANY_KILLS:
+            found += [f"failpoint {site} was never hit" for site in summary["sites_never_hit"]]
     finally:
         world.close()
     found += [f"process {pid} outlived everything" for pid in world.left_over()]

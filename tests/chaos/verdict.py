@@ -14,7 +14,7 @@ from sqlmodel import Session, col, select
 from core.checkpointing import read_manifest, verify
 from core.errors import CheckpointError
 from jobs import feed
-from jobs.tables import FINAL, TRANSITIONS, Checkpoint, Event, Job, State
+from jobs.tables import FINAL, HELD, TRANSITIONS, Checkpoint, Event, Job, State
 from tests.chaos.storm import Storm
 from tests.chaos.world import World
 
@@ -35,10 +35,12 @@ def violations(world: World, storm: Storm, uninterrupted: dict[int, str]) -> lis
     with world.ledger.read() as session:
         jobs = {job.id: job for job in session.exec(select(Job)).all()}
         found = [f"people met with: {mistake}" for mistake in storm.mistakes]
+        found += [f"a process ended by itself: {death}" for death in world.unexpected]
         found += [f"{job_id} was answered with 201 and is gone" for job_id in storm.answered.keys() - jobs.keys()]
         found += [f"{job_id} was never answered" for job_id in _unexpected(jobs, storm)]
         for job in jobs.values():
-            found += [f"{job.id}: {said}" for said in _of_log(job, feed.after(session, job.id, 0, limit=1_000_000))]
+            log = feed.after(session, job.id, 0, limit=1_000_000)
+            found += [f"{job.id}: {said}" for said in (*_of_log(job, log), *_of_newest(session, world, job, log))]
             found += [f"{job.id}: {said}" for said in _of_end(session, world, job, storm, uninterrupted)]
         found += [f"{row.name}: {said}" for row in session.exec(select(Checkpoint)) for said in _of_folder(world, row)]
     for job_id, seen in storm.watched.items():
@@ -67,22 +69,34 @@ def _of_log(job: Job, log: list[Event]) -> Iterator[str]:
         yield f"its log ends {states[-1]} and it is {job.state}"
     if Counter(event.kind for event in log)["done"] != (1 if job.state in FINAL else 0):
         yield "its log does not say exactly once that it is done"
-    yield from _of_steps(log)
+    yield from _of_steps(job, log)
 
 
-def _of_steps(log: list[Event]) -> Iterator[str]:
-    """Within an attempt steps follow each other; no word of an attempt comes after the next one has begun."""
-    begun, last = 0, None
+def _of_steps(job: Job, log: list[Event]) -> Iterator[str]:
+    """Each attempt goes on where it says that it does, step after step; no word of another one comes in between."""
+    attempt, is_held, last = 0, False, job.start_step
     for event in log:
-        if event.kind == "state" and json.loads(event.data)["state"] == "starting":
-            begun, last = begun + 1, None
-        elif event.kind == "resumed":
-            last = json.loads(event.data)["from_step"]
+        data = json.loads(event.data)
+        if event.kind == "state":
+            is_held = data["state"] in HELD
+            if data["state"] == "starting":
+                attempt, last = event.attempt, job.start_step
+        elif event.kind != "done" and (not is_held or event.attempt != attempt):
+            holder = f"attempt {attempt}" if is_held else "nobody"
+            yield f"event {event.seq} is of attempt {event.attempt} while {holder} holds it"
+        if event.kind == "resumed":
+            last = data["from_step"]
         elif event.kind == "step":
-            step = json.loads(event.data)["step"]
-            if last is not None and step != last + 1:
-                yield f"event {event.seq} has step {step} after step {last}"
-            last = step
+            if data["step"] != last + 1:
+                yield f"event {event.seq} has step {data['step']} after step {last}"
+            last = data["step"]
+
+
+def _of_newest(session: Session, world: World, job: Job, log: list[Event]) -> Iterator[str]:
+    """The newest checkpoint that the log speaks of is listed; whether it is whole is asked of all that are."""
+    said = [json.loads(event.data) for event in log if event.kind == "checkpoint"]
+    if said and session.get(Checkpoint, said[-1]["id"]) is None:
+        yield f"its checkpoint {said[-1]['name']} is not listed any more"
 
 
 def _of_end(session: Session, world: World, job: Job, storm: Storm, uninterrupted: dict[int, str]) -> Iterator[str]:

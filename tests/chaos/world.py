@@ -91,7 +91,8 @@ class Actor:
     def children(self) -> list[psutil.Process]:
         """What trains for it, or waits to."""
         try:
-            return psutil.Process(self.process.pid).children() if self.process else []
+            found = psutil.Process(self.process.pid).children() if self.process else []
+            return [child for child in found if child.status() != psutil.STATUS_ZOMBIE]
         except psutil.NoSuchProcess:
             return []
 
@@ -112,6 +113,8 @@ class World:
     num_workers: int = 2
     postgres: PostgresServer | None = None
     killed: Counter[str] = field(default_factory=Counter)
+    unexpected: list[str] = field(default_factory=list)
+    """Processes that nobody killed and that are gone all the same."""
 
     def __post_init__(self) -> None:
         (self.folder / "sources").mkdir()
@@ -225,7 +228,7 @@ class World:
 
     def _count_death(self, actor: Actor) -> None:
         if actor.process is not None and actor.process.returncode not in (0, -signal.SIGKILL):
-            self.killed[f"{actor.name} by itself, status {actor.process.returncode}"] += 1
+            self.unexpected.append(f"{actor.name}, status {actor.process.returncode}")
 
 
 MARK = "CHAOS_WORLD"

@@ -246,4 +246,7 @@ def test_the_line_is_seen_and_changed(client: TestClient, submit: Callable[..., 
     refused = client.patch(f"/jobs/{second.id}", json={"before": held.id})
     assert (refused.status_code, refused.json()["code"]) == (409, "job_busy")
     assert client.patch(f"/jobs/{second.id}", json={"before": "job_gone"}).status_code == 404
+    assert client.patch(f"/jobs/{second.id}", content=rb'{"before":"\ud800"}').status_code == 422
+    mixed = client.get("/jobs", params={"order": "line", "state": "failed"})
+    assert (mixed.status_code, mixed.json()["code"]) == (422, "filter_unfit")
     assert client.patch(f"/jobs/{second.id}", json={"before": first.id, "priority": 2}).status_code == 422

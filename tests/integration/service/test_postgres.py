@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from starlette.testclient import TestClient
@@ -11,8 +13,10 @@ from starlette.testclient import TestClient
 from jobs.database import Database
 from service.app import create_app
 from service.settings import ServiceSettings
+from tests.faults import ServiceProcess
 from tests.integration.service.conftest import BODY, URL, Hand, Save
 from tests.postgres import PostgresServer
+from tests.proxy import Proxy
 
 
 @pytest.fixture
@@ -88,3 +92,69 @@ def test_a_server_that_is_away_is_a_503_and_comes_back(client: TestClient, postg
     postgres.start()
     assert client.post("/jobs", json=BODY, headers={"Idempotency-Key": "k"}).status_code == 201
     assert len(client.get("/jobs").json()["data"]) == 1
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/jobs/%00", "/jobs?source=%00", "/jobs?after=%00", "/jobs?metadata[k]=%00", "/jobs/%00/events"),
+        *("/checkpoints/%00", "/checkpoints?job=%00"),
+    ],
+)
+def test_no_character_that_the_database_refuses_is_the_services_fault(client: TestClient, path: str) -> None:
+    assert client.get(path).status_code in {404, 422}
+
+
+def test_what_could_not_be_listed_is_not_taken_in(client: TestClient) -> None:
+    assert client.post("/jobs", json={**BODY, "metadata": {"k": "a\0b"}}).status_code == 422
+    assert client.post("/jobs", json={**BODY, "metadata": {"k\0": "a"}}).status_code == 422
+    assert client.post("/generate", json={"checkpoint": "\0", "prompt": "a"}).status_code in {404, 422}
+    assert client.get("/jobs", params={"metadata[k]": "a"}).json()["data"] == []
+
+
+def test_one_key_for_two_jobs_at_once_lets_one_go_on(client: TestClient) -> None:
+    jobs = [client.post("/jobs", json=BODY).json()["id"] for _ in range(2)]
+    for job_id in jobs:
+        client.post(f"/jobs/{job_id}/pause")
+
+    def ask(job_id: str) -> int:
+        return client.post(f"/jobs/{job_id}/resume", headers={"Idempotency-Key": "one"}).status_code
+
+    with ThreadPoolExecutor(2) as pool:
+        assert sorted(pool.map(ask, jobs)) == [200, 422]
+
+
+def test_moving_and_changing_and_removing_at_once_is_never_the_services_fault(client: TestClient) -> None:
+    jobs = [client.post("/jobs", json=BODY).json()["id"] for _ in range(6)]
+
+    def act(number: int) -> int:
+        mine, other = jobs[number % 6], jobs[(number * 5 + 1) % 6]
+        if number % 8 == 7:
+            client.post(f"/jobs/{mine}/cancel")
+            return client.delete(f"/jobs/{mine}").status_code
+        return client.patch(f"/jobs/{mine}", json={"before": other, "name": f"n{number}"}).status_code
+
+    with ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(act, range(60))) <= {200, 204, 404, 409}
+
+
+def test_a_service_whose_server_does_not_answer_still_ends_in_time(
+    settings: ServiceSettings, postgres: PostgresServer, tmp_path: Path
+) -> None:
+    proxy = Proxy(postgres.port)
+    server, _, name = settings.database_url.rpartition("/")
+    away = f"{server.rpartition(':')[0]}:{proxy.port}/{name}"
+    started = ServiceProcess(
+        tmp_path, RATCHET_DATABASE_URL=away, RATCHET_SOURCES=str(settings.sources), RATCHET_POLL_SECONDS="0.05"
+    )
+    job_id = started.submit(BODY).json()["id"]
+    with started.http.stream("GET", f"/jobs/{job_id}/events") as answer:
+        next(answer.iter_lines())
+        proxy.freeze()
+        time.sleep(0.3)
+        begun = time.monotonic()
+        started.process.terminate()
+        started.wait(12)
+        assert time.monotonic() - begun < 10
+    started.end()
+    proxy.close()

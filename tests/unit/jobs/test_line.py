@@ -39,15 +39,17 @@ def test_it_takes_over_the_priority_of_the_other(session: Any, submit: Any) -> N
     assert claimed_in_turn(session) == ["high", "low", "higher"]
 
 
-def test_places_stay_one_job_each(session: Any, submit: Any) -> None:
-    jobs = [submit(str(number)) for number in range(6)]
-    places = sorted(job.seq for job in jobs)
-    line.move_before(session, jobs[5], jobs[0])
-    line.move_before(session, jobs[1], jobs[4])
-    for job in jobs:
-        session.refresh(job)
-    assert sorted(job.seq for job in jobs) == places
-    assert submit("last").seq == places[-1] + 1
+def test_there_is_always_room_in_front_of_a_job(session: Any, submit: Any) -> None:
+    first, last = submit("first"), submit("last")
+    others = [submit(f"{number:02}") for number in range(50)]
+    for job in others:
+        line.move_before(session, job, last)
+    names = [job.name for job in line.waiting(session, "local", 100)[0]]
+    assert names == ["first", *(f"{number:02}" for number in range(50)), "last"]
+    line.move_before(session, submit("hasty"), first)
+    submit("late")
+    names = [job.name for job in line.waiting(session, "local", 100)[0]]
+    assert (names[0], names[-1]) == ("hasty", "late")
 
 
 @pytest.mark.parametrize("state", [State.RUNNING, State.PAUSED, State.SUCCEEDED])
