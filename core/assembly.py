@@ -7,6 +7,7 @@ import json
 import platform
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 from core.checkpointing import (
     Checkpoint,
     CheckpointStore,
+    Meanwhile,
     load_checkpoint,
     new_manifest,
     read_manifest,
@@ -66,6 +68,7 @@ def assemble(
     mode: ResumeMode = ResumeMode.EXTEND,
     end_step: int | None = None,
     models_root: Path | None = None,
+    meanwhile: Meanwhile = lambda: None,
 ) -> Trainer:
     """A trainer that is ready to run.
 
@@ -73,6 +76,7 @@ def assemble(
         store: Where checkpoints go; without one nothing is kept.
         resume: The checkpoint to go on from; `warm_start` takes its weights and tokenizer alone.
         end_step: The last update to make; by default `training_steps` after where the run starts.
+        meanwhile: Called between the stages, and again and again while a checkpoint is saved: a sign of life.
 
     Raises:
         CheckpointMismatch, ModelUnavailable, SourceTooShort, DeviceUnavailable: said in one sentence.
@@ -80,17 +84,20 @@ def assemble(
     device = select_device(config.device)
     seed_everything(config.seed)
     _check_source(source, resume, mode)
-    model, tokenizer, tokens = _model_and_data(config, source, resume, models_root)
+    model, tokenizer, tokens = _model_and_data(config, source, resume, models_root, meanwhile)
+    meanwhile()
     if resume:
         model.load_tensors(resume["model_state_dict"])
     model.to(device)
+    meanwhile()
     optimizer = build_optimizer(config, model)
     run = _run_state(resume, mode)
     run.end_step = end_step or run.step + config.training_steps
     if resume and mode is not ResumeMode.WARM_START:
         _restore(resume, model, optimizer)
+    meanwhile()
     parts = Parts(config, model, optimizer, tokenizer, tokens, device, min(config.block_size, model.max_context))
-    save = _saver(store, source, identity or RunIdentity()) if store else None
+    save = _saver(store, source, identity or RunIdentity(), meanwhile) if store else None
     trainer = Trainer(parts, run, emit, should_stop, save)
     if resume and mode is not ResumeMode.WARM_START:
         # This step is kept already; a run that stops before its first update needs no second copy.
@@ -156,11 +163,18 @@ def load_base(name: str, models_root: Path | None = None) -> tuple[LanguageModel
 
 
 def _model_and_data(
-    config: TrainingConfig, source: SourceText, resume: CheckpointContent | None, models_root: Path | None
+    config: TrainingConfig,
+    source: SourceText,
+    resume: CheckpointContent | None,
+    models_root: Path | None,
+    meanwhile: Meanwhile,
 ) -> tuple[LanguageModel, Tokenizer, TokenData]:
     if config.model_type == "gpt2":
-        model = build_model(config, base=_base_folder(config, resume, models_root))
+        base = _base_folder(config, resume, models_root)
+        meanwhile()
+        model = build_model(config, base=base)
         assert isinstance(model, GPT2Wrapper)
+        meanwhile()
         block_size = min(config.block_size, model.max_context)
         return model, model.tokenizer, prepare_gpt2_data(model.encode, source.text, block_size)
     known = CharacterTokenizer(resume["characters"]) if resume and resume["characters"] else None
@@ -168,6 +182,7 @@ def _model_and_data(
         prepared = prepare_data_and_tokenizer(config, source.text, "from_scratch", known)
     except GenerationError as error:
         raise CheckpointMismatch(f"source '{source.name}' does not fit the checkpoint: {error}") from None
+    meanwhile()
     return build_model(config, prepared.vocab_size), prepared.tokenizer, prepared.tokens
 
 
@@ -219,10 +234,11 @@ def _restore_legacy_optimizer(optimizer: torch.optim.Optimizer, saved: Any) -> N
         group.update(kept)
 
 
-def _saver(store: CheckpointStore, source: SourceText, identity: RunIdentity) -> SaveRun:
+def _saver(store: CheckpointStore, source: SourceText, identity: RunIdentity, meanwhile: Meanwhile) -> SaveRun:
     def save(trainer: Trainer) -> CheckpointSaved:
         parts, run = trainer.parts, trainer.run
         captured = capture(parts.model, parts.optimizer, parts.tokenizer, run)
+        meanwhile()
         config = config_to_dict(parts.config)
         # Only what was measured at this very step is this checkpoint's.
         last = run.last_evaluation if run.last_evaluation and run.last_evaluation["step"] == run.step else {}
@@ -241,7 +257,7 @@ def _saver(store: CheckpointStore, source: SourceText, identity: RunIdentity) ->
             hashes={"config": _hash_of(config), "source": source.sha256},
             versions=_versions(),
         )
-        saved = save_checkpoint(store, manifest, captured.write).manifest
+        saved = save_checkpoint(store, manifest, partial(captured.write, meanwhile=meanwhile), meanwhile).manifest
         return CheckpointSaved(saved.step, saved.id, saved.name, saved.size_bytes, saved.train_loss, saved.val_loss)
 
     return save

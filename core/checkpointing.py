@@ -32,11 +32,20 @@ if TYPE_CHECKING:
 MANIFEST = "manifest.json"
 FORMAT = 1
 STAGING_PREFIX = "tmp-"
+CHUNK_BYTES = 1 << 20
 END_OF_TIME = 253_402_300_799.0
 """The last second of the year 9999, the last that ISO 8601 can write."""
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _BROKEN = frozenset({errno.EIO, errno.EROFS})
+
+
+def _nothing() -> None:
+    """What most callers do meanwhile."""
+
+
+Meanwhile = Callable[[], object]
+"""Called again and again while files are read, which takes minutes for large ones."""
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Moment = Annotated[float, Field(ge=0, le=END_OF_TIME)]
@@ -104,7 +113,7 @@ class CheckpointStore:
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def publish(self, manifest: Manifest, write: Callable[[Path], None]) -> Checkpoint:
+    def publish(self, manifest: Manifest, write: Callable[[Path], None], meanwhile: Meanwhile = _nothing) -> Checkpoint:
         """Make a checkpoint exist, whole or not at all.
 
         Args:
@@ -119,7 +128,7 @@ class CheckpointStore:
             staged.mkdir(parents=True)
             failpoint("checkpoint.staged")
             write(staged)
-            complete = _sealed(staged, manifest)
+            complete = _sealed(staged, manifest, meanwhile)
             final = self.root / manifest.name
             failpoint("checkpoint.renaming")
             staged.rename(final)
@@ -207,23 +216,19 @@ def read_manifest(folder: Path) -> Checkpoint:
     return Checkpoint(folder, manifest)
 
 
-def verify(checkpoint: Checkpoint, meanwhile: Callable[[], object] = lambda: None) -> None:
+def verify(checkpoint: Checkpoint, meanwhile: Meanwhile = _nothing) -> None:
     """Compare every file with the manifest.
-
-    Args:
-        meanwhile: Called before each file: reading large ones takes a while.
 
     Raises:
         CheckpointCorrupt: names the first file that is missing, of another size, or altered.
     """
     called = f"checkpoint '{checkpoint.manifest.name}'"
     for name, expected in checkpoint.manifest.files.items():
-        meanwhile()
         path = checkpoint.path / name
         if Path(name).name != name or not path.is_file() or path.is_symlink():
             raise CheckpointCorrupt(f"{called} lacks its file {name}")
         try:
-            intact = path.stat().st_size == expected.size and _digest(path) == expected.sha256
+            intact = path.stat().st_size == expected.size and _digest(path, meanwhile) == expected.sha256
         except OSError as error:
             raise CheckpointCorrupt(f"{called} cannot be read: {name}: {error.strerror}") from None
         if not intact:
@@ -231,7 +236,7 @@ def verify(checkpoint: Checkpoint, meanwhile: Callable[[], object] = lambda: Non
 
 
 def first_whole(
-    checkpoints: Iterable[Checkpoint], meanwhile: Callable[[], object] = lambda: None
+    checkpoints: Iterable[Checkpoint], meanwhile: Meanwhile = _nothing
 ) -> tuple[Checkpoint | None, list[CheckpointCorrupt]]:
     """The first that verifies, and what is wrong with each before it; those behind it are not read."""
     broken = []
@@ -245,12 +250,14 @@ def first_whole(
     return None, broken
 
 
-def save_checkpoint(store: CheckpointStore, manifest: Manifest, write: Callable[[Path], None]) -> Checkpoint:
+def save_checkpoint(
+    store: CheckpointStore, manifest: Manifest, write: Callable[[Path], None], meanwhile: Meanwhile = _nothing
+) -> Checkpoint:
     """Publish a checkpoint; `write` is `core.state.Snapshot.write`."""
-    return store.publish(manifest, write)
+    return store.publish(manifest, write, meanwhile)
 
 
-def load_checkpoint(path: str | Path, device: str = "cpu") -> CheckpointContent:
+def load_checkpoint(path: str | Path, device: str = "cpu", meanwhile: Meanwhile = _nothing) -> CheckpointContent:
     """The verified content of a checkpoint folder, or of a legacy `.pt` file.
 
     Args:
@@ -268,7 +275,7 @@ def load_checkpoint(path: str | Path, device: str = "cpu") -> CheckpointContent:
         return load(given, device)
     folder = given.with_suffix("") if given.suffix == ".pt" and not given.exists() else given
     checkpoint = read_manifest(folder)
-    verify(checkpoint)
+    verify(checkpoint, meanwhile)
     return read(checkpoint, device)
 
 
@@ -321,30 +328,35 @@ def _refusal_of_disk(error: BaseException, name: str) -> StorageError | None:
     return None
 
 
-def _sealed(staged: Path, manifest: Manifest) -> Manifest:
+def _sealed(staged: Path, manifest: Manifest, meanwhile: Meanwhile) -> Manifest:
     """The manifest with all files of the folder in it; every one of them, and itself last, is on the disk then."""
     files = {}
     for path in sorted(staged.iterdir()):
-        files[path.name] = _seal(path)
+        files[path.name] = _seal(path, meanwhile)
         failpoint("checkpoint.file")
     complete = manifest.model_copy(update={"files": files})
     (staged / MANIFEST).write_text(complete.model_dump_json(indent=1))
-    _seal(staged / MANIFEST)
+    _seal(staged / MANIFEST, meanwhile)
     failpoint("checkpoint.manifest")
     _sync_folder(staged)
     return complete
 
 
-def _seal(path: Path) -> FileEntry:
+def _seal(path: Path, meanwhile: Meanwhile) -> FileEntry:
     """Sync a written file to disk and say what it is."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
-    return FileEntry(size=path.stat().st_size, sha256=_digest(path))
+    return FileEntry(size=path.stat().st_size, sha256=_digest(path, meanwhile))
 
 
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _digest(path: Path, meanwhile: Meanwhile) -> str:
+    digest, chunk = hashlib.sha256(), memoryview(bytearray(CHUNK_BYTES))
+    with path.open("rb", buffering=0) as file:
+        meanwhile()
+        while size := file.readinto(chunk):
+            digest.update(chunk[:size])
+            meanwhile()
+    return digest.hexdigest()
 
 
 def _sync_folder(folder: Path) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
@@ -77,12 +78,14 @@ class Snapshot:
     model: LanguageModel
     tokenizer: Tokenizer
 
-    def write(self, folder: Path) -> None:
-        """Write every file of a checkpoint but its manifest."""
+    def write(self, folder: Path, meanwhile: Callable[[], object] = lambda: None) -> None:
+        """Write every file of a checkpoint but its manifest; `meanwhile` is called after each large one."""
         from safetensors.torch import save_file
 
         save_file(self.weights, folder / self.weights_file, metadata={"format": "pt"})
+        meanwhile()
         save_file(self.optimizer, folder / OPTIMIZER_FILE)
+        meanwhile()
         (folder / STATE_FILE).write_text(json.dumps(self.plain))
         self.model.describe(folder)
         self.tokenizer.save(folder)

@@ -195,13 +195,16 @@ class LeaseScanner:
 
         Needs a write transaction. One that is rolled back costs nothing: the next scan finds the same jobs.
         """
-        now = self._clock()
+        # A ledger may take its time to answer. What it says was seen when it came, and silence is counted to when it
+        # was asked for: the other way round a scanner that was cut off for a while would find everybody silent.
+        asked = self._clock()
         rows = session.exec(select(Job.id, Job.fence, Job.heartbeat).where(col(Job.state).in_(HELD))).all()
-        self._first_seen = {job_id: self._sighting(job_id, fence, heartbeat, now) for job_id, fence, heartbeat in rows}
+        seen = self._clock()
+        self._first_seen = {job_id: self._sighting(job_id, fence, heartbeat, seen) for job_id, fence, heartbeat in rows}
         silent = [
             (job_id, fence, heartbeat)
             for job_id, (fence, heartbeat, since) in self._first_seen.items()
-            if now - since >= self._lease_seconds
+            if asked - since >= self._lease_seconds
         ]
         return [job for sighting in silent if (job := self._take_back(session, *sighting)) is not None]
 

@@ -1,4 +1,4 @@
-"""A network that fails: a proxy on loopback that passes on, freezes, cuts, or swallows the answer to one command."""
+"""A network that fails: a proxy on loopback that passes on, freezes, or swallows the answer to one command."""
 
 from __future__ import annotations
 
@@ -34,10 +34,6 @@ class Proxy:
     def thaw(self) -> None:
         """What was held back passes, and what comes after it."""
         self._loop.call_soon_threadsafe(self._flowing.set)
-
-    def cut(self) -> None:
-        """Break all connections; new ones can be made."""
-        self._loop.call_soon_threadsafe(self._cut)
 
     def swallow_answer_to(self, command: bytes) -> None:
         """The next time a client says this, pass it on, and break the connection in place of the answer."""

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import signal
 import sys
+import threading
+from collections.abc import Callable
 
 from pydantic import ValidationError
 
@@ -44,7 +47,9 @@ def main() -> int:
 def stop_at_signals(drain_seconds: float) -> StopSign:
     """A sign that SIGTERM and Ctrl-C raise; who has not left a few seconds after the drain is ended by the kernel.
 
-    That takes generation and all children along, and needs no thread of a worker that waits for its ledger.
+    That takes generation and all children along, and needs no thread of a worker that waits for its ledger. Nor does
+    the sign itself: Python runs a handler in the main thread alone, once that has come back from the database, so a
+    thread of its own is told by the kernel's handler at the moment of the signal.
     """
     stop = StopSign()
 
@@ -53,9 +58,19 @@ def stop_at_signals(drain_seconds: float) -> StopSign:
             stop.set()
             signal.alarm(math.ceil(drain_seconds) + LEAVE_SECONDS)
 
+    told, telling = os.pipe()
+    os.set_blocking(telling, False)
+    signal.set_wakeup_fd(telling, warn_on_full_buffer=False)
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, ask)
+    threading.Thread(target=_ask_when_told, args=[told, ask], daemon=True, name="signals").start()
     return stop
+
+
+def _ask_when_told(told: int, ask: Callable[[], None]) -> None:
+    # Each byte is the number of a signal that has a handler in Python, and only those two have.
+    while os.read(told, 1):
+        ask()
 
 
 if __name__ == "__main__":

@@ -36,8 +36,15 @@ def cause_of(exit_code: int, ran_out_of_memory: bool | None) -> Failed:
     if exit_code == -signal.SIGKILL:
         return _killed(ran_out_of_memory)
     if exit_code < 0:
-        return Failed("signal", f"The training process was ended by {signal.Signals(-exit_code).name}.")
+        return Failed("signal", f"The training process was ended by {_name_of(-exit_code)}.")
     return Failed("exited", f"The training process ended with exit code {exit_code} and said nothing.")
+
+
+def _name_of(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # Python has no names for the real-time signals between the first and the last.
+        return f"signal {number}"
 
 
 def _killed(ran_out_of_memory: bool | None) -> Failed:

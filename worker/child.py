@@ -124,11 +124,14 @@ def train(assignment: Assignment, pipe: Pipe, stop: StopSign) -> str:
         # CUDA reads this when it is initialised, which imports do not do; torch, too, reads it anew until then.
         os.environ["CUDA_VISIBLE_DEVICES"] = assignment.visible_devices
     failpoint("child.begun")
-    resume = load_checkpoint(assignment.resume) if assignment.resume else None
+    resume = load_checkpoint(assignment.resume, meanwhile=pipe.pulse) if assignment.resume else None
     config = parse(TrainingConfig, assignment.config)
+    pipe.pulse()
+    source = SourceFolder(Path(assignment.sources)).read(config.source)
+    pipe.pulse()
     trainer = assemble(
         config,
-        SourceFolder(Path(assignment.sources)).read(config.source),
+        source,
         pipe.emit,
         should_stop,
         store=CheckpointStore(Path(assignment.checkpoints)),
@@ -137,6 +140,7 @@ def train(assignment: Assignment, pipe: Pipe, stop: StopSign) -> str:
         mode=ResumeMode(assignment.mode),
         end_step=assignment.end_step,
         models_root=Path(assignment.models),
+        meanwhile=pipe.pulse,
     )
     if resume or assignment.has_begun:
         pipe.emit(Resumed(assignment.attempt, trainer.run.step, resume["name"] if resume else None))

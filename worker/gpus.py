@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 
 ASK = ("nvidia-smi", "--query-gpu=index,uuid,name,memory.total", "--format=csv,noheader")
 ASK_SECONDS = 20.0
+DEVICES = Path("/dev")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,17 +30,21 @@ class Gpu:
     memory: str
 
 
-def find_gpus(environment: Mapping[str, str] = os.environ) -> list[Gpu]:
-    """Those that the driver lists and CUDA_VISIBLE_DEVICES, if it is set, leaves to this process."""
+def find_gpus(environment: Mapping[str, str] = os.environ) -> list[Gpu] | None:
+    """Those that the driver lists and CUDA_VISIBLE_DEVICES, if it is set, leaves to this process.
+
+    None if nothing lists them and yet there seem to be some: without their names nobody can lock them.
+    """
     visible = environment.get("CUDA_VISIBLE_DEVICES")
     if visible is not None and not visible.strip():
         return []
     try:
         answer = subprocess.run(ASK, capture_output=True, text=True, errors="replace", timeout=ASK_SECONDS, check=True)
     except (OSError, subprocess.SubprocessError) as error:
-        if not isinstance(error, FileNotFoundError):
-            log.warning("this machine's GPUs are not used, because nvidia-smi does not list them: %s", error)
-        return []
+        if not visible and not any(DEVICES.glob("nvidia[0-9]*")):
+            return []
+        log.warning("this machine's GPUs are hidden from all jobs, because nvidia-smi does not list them: %s", error)
+        return None
     gpus = [gpu for line in answer.stdout.splitlines() if (gpu := _parsed(line))]
     return gpus if visible is None else _chosen(gpus, visible)
 

@@ -32,12 +32,16 @@ class InferenceProcess:
         self._start()
 
     def revive(self) -> bool:
-        """Start it again if it died; True if the address changed."""
+        """Start it again if it died, or try to; True if the address changed, or is none now."""
         if self._process.poll() is None:
             return False
         log.warning("generation ended with exit code %s; starting it again", self._process.returncode)
         self._release()
-        self._start()
+        self.url = None
+        try:
+            self._start()
+        except OSError as error:
+            log.warning("generation cannot be started now: %s", error)
         return True
 
     def close(self) -> None:

@@ -16,11 +16,11 @@ from importlib.metadata import PackageNotFoundError, version
 from sqlmodel import col, select
 
 from core.failpoints import failpoint
-from jobs import queue, workers
+from jobs import lease, queue, workers
 from jobs.database import Database
-from jobs.errors import LedgerNewer, LedgerUnavailable
+from jobs.errors import LeaseLost, LedgerNewer, LedgerUnavailable
 from jobs.lease import LeaseScanner
-from jobs.tables import Job, Worker
+from jobs.tables import Job, State, Worker
 from jobs.thinning import thin
 from worker.gpus import Gpu, find_gpus
 from worker.inference_process import InferenceProcess
@@ -36,6 +36,12 @@ SETTLED_SECONDS = 10.0
 """A job that has run for this long has begun, and the next child may take a core for its imports."""
 
 THIN_SECONDS = 3600.0
+
+LOOK_SECONDS = 0.5
+"""A worker that seldom looks for jobs still obeys, and beats, at once."""
+
+AGAIN_SECONDS = 1.0
+"""Before the next claim, when this machine could not take care of the last one's job."""
 
 FAREWELL_SECONDS = 2.5
 """After its child is gone, a job that cannot be given back in this time is left for others to find."""
@@ -64,7 +70,9 @@ class WorkerLoop:
         self.slots = make_slots(settings.capacity, find_gpus() if gpus is None else gpus)
         self.inference = InferenceProcess(settings) if settings.inference else None
         self._beaten = self._scanned = self._thin_at = self._claimed = -float("inf")
+        self._filled = self._claim_after = -float("inf")
         self._woken = threading.Event()
+        self._strayed = threading.Event()
 
     def run(self) -> None:
         """Work until told to stop.
@@ -75,10 +83,9 @@ class WorkerLoop:
         try:
             self.begin()
             while not self.stop.is_set():
-                self.fill()
+                self.fill_if_due()
                 self.housekeeping()
-                self._woken.wait(self.settings.claim_seconds)
-                self._woken.clear()
+                self._woken.wait(min(self.settings.claim_seconds, LOOK_SECONDS))
         finally:
             self.leave()
 
@@ -98,6 +105,17 @@ class WorkerLoop:
                 log.warning("cannot begin: %s", error.message)
                 time.sleep(1)
 
+    def fill_if_due(self) -> None:
+        """Look for jobs now and then, and at once when a place has become free.
+
+        Raises:
+            LedgerNewer: see `run`.
+        """
+        if self._woken.is_set() or time.monotonic() - self._filled >= self.settings.claim_seconds:
+            self._woken.clear()
+            self._filled = time.monotonic()
+            self.fill()
+
     def fill(self) -> None:
         """Take jobs for the places that have none.
 
@@ -105,8 +123,9 @@ class WorkerLoop:
             LedgerNewer: see `run`.
         """
         try:
+            self.give_strays_back()
             for slot in self.slots:
-                if slot.job is not None or self.stop.is_set():
+                if slot.job is not None or self.stop.is_set() or time.monotonic() < self._claim_after:
                     continue
                 if not self.anything_due():
                     return
@@ -127,9 +146,6 @@ class WorkerLoop:
 
     def claim(self, slot: Slot) -> Job | None:
         """The next job, now held by this worker, for this place; None if another one has the place's GPU, too."""
-        if self.is_in_use(slot.device):
-            slot.refuse("a job of another worker trains on it")
-            return None
         if not slot.reserve():
             return None
         job = None
@@ -137,24 +153,58 @@ class WorkerLoop:
             with self.db.write() as session:
                 self.db.check_revision(session)
                 job = queue.claim(session, self.id, time.time(), device=slot.device)
+                if job is None and queue.anything_due(session, time.time()):
+                    slot.refuse("a job of another worker trains on it")
             return job
+        except LedgerNewer:
+            raise
+        except LedgerUnavailable:
+            # The commit may have been done, and then this worker holds a job that it does not know of.
+            job = None
+            self._strayed.set()
+            raise
         finally:
             if job is None:
                 slot.vacate()
 
-    def is_in_use(self, device: str | None) -> bool:
-        """Whether the ledger knows of a job that trains on this device."""
-        if device is None:
-            return False
-        with self.db.read() as session:
-            return session.exec(select(Job.id).where(col(Job.device) == device)).first() is not None
+    def give_strays_back(self) -> None:
+        """Give back, uncharged, what the ledger says that this worker holds and nobody here takes care of."""
+        if not self._strayed.is_set():
+            return
+        # Before the look: a place may lose another one meanwhile.
+        self._strayed.clear()
+        attended = [job.id for slot in self.slots if (job := slot.job)]
+        held = (col(Job.worker_id) == self.id, col(Job.state) == State.STARTING)
+        strays = select(Job).where(*held, col(Job.id).not_in(attended))
+        try:
+            with self.db.write() as session:
+                for job in session.exec(strays).all():
+                    log.warning("job %s was claimed and never begun; it is given back", job.id)
+                    with suppress(LeaseLost):  # Somebody's scan was faster.
+                        lease.release(session, job.id, job.fence)
+        except LedgerUnavailable:
+            self._strayed.set()
+            raise
 
     def attend(self, slot: Slot, job: Job) -> None:
         """Have the job taken care of in its place."""
         supervisor = Supervisor(
             self.db, job, self.settings, self.stop.is_set, self.spare.take, visible_devices=slot.visible_devices
         )
-        slot.begin(job, supervisor.attend, self._woken.set)
+
+        def freed() -> None:
+            if supervisor.never_began:
+                self._strayed.set()
+            self._woken.set()
+
+        try:
+            slot.begin(job, supervisor.attend, freed)
+        except RuntimeError as error:  # What Python makes of a kernel that gives no further thread.
+            log.warning("job %s cannot be taken care of now: %s", job.id, error)
+            slot.vacate()
+            self._claim_after = time.monotonic() + AGAIN_SECONDS
+            self._strayed.set()
+            self.give_strays_back()
 
     def housekeeping(self) -> None:
         """Keep a child waiting; beat, scan for lost jobs, wake waiting ones: each when it is due."""
@@ -197,10 +247,11 @@ class WorkerLoop:
 
     def thin(self, now: float) -> None:
         """Take from the logs of old runs what nobody will miss: a few runs at each look, until none is left."""
+        # Before anything else, so that a ledger that cannot do it is not asked at every look.
+        self._thin_at = now + THIN_SECONDS
         with self.db.write() as session:
-            thinned = thin(session, time.time() - self.settings.thin_events_days * 86_400)
-        if not thinned:
-            self._thin_at = now + THIN_SECONDS
+            if thin(session, time.time() - self.settings.thin_events_days * 86_400):
+                self._thin_at = now
 
     def register(self) -> None:
         """Put this worker on the list."""
@@ -234,6 +285,7 @@ class WorkerLoop:
             log.warning("left before all jobs were given back; others will find them")
             return
         try:
+            self.give_strays_back()
             with self.db.write() as session:
                 workers.forget_worker(session, self.id)
         except LedgerUnavailable as error:

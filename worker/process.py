@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import queue
@@ -12,7 +13,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import IO
 
 from core.processes import POLITE
@@ -25,6 +26,11 @@ TAIL_LINES = 40
 STACK_LINES = 300
 QUIET_SECONDS = 0.3
 KILL_SECONDS = 5.0
+LOOK_SECONDS = 0.005
+
+DRAIN_SECONDS = 2.0
+"""For so long after its end, what it said is waited for: a process that it started may hold its pipes open for ever."""
+
 PASSED_ON = (
     "PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "VIRTUAL_ENV", "PYTHONPATH", "LD_LIBRARY_PATH",
     "CUDA_VISIBLE_DEVICES", "CUDA_HOME", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_ENDPOINT", "HF_TOKEN",
@@ -48,6 +54,8 @@ class ChildProcess:
         self._heard = time.monotonic()
         self._said: queue.SimpleQueue[Said | None] = queue.SimpleQueue()
         self._all_said = False
+        self._ended_at: float | None = None
+        self._reaping = threading.Lock()
         receiving, sending = os.pipe()
         try:
             self._process = subprocess.Popen(
@@ -61,16 +69,15 @@ class ChildProcess:
                 start_new_session=True,
                 env=_minimal(environment, sending),
             )
+        except BaseException:
+            os.close(receiving)
+            raise
         finally:
             os.close(sending)
-        self._threads = [
-            threading.Thread(
-                target=self._read_events, args=[os.fdopen(receiving, encoding="ascii", errors="replace")], daemon=True
-            ),
-            threading.Thread(target=self._read_tail, args=[self._process.stderr], daemon=True),
-        ]
-        for thread in self._threads:
-            thread.start()
+        assert self._process.stderr
+        self._threads: list[threading.Thread] = []
+        self._listen(self._read_tail, self._process.stderr)
+        self._listen(self._read_events, os.fdopen(receiving, encoding="ascii", errors="replace"))
 
     @property
     def pid(self) -> int:
@@ -80,12 +87,21 @@ class ChildProcess:
     @property
     def ended(self) -> bool:
         """Whether it is gone and everything it said has been read."""
-        return self._all_said and self._process.poll() is not None
+        return self.exit_code is not None and self._all_said
 
     @property
     def exit_code(self) -> int | None:
-        """Its exit status; minus the signal's number if a signal ended it; None while it lives."""
-        return self._process.poll()
+        """Its exit status; minus the signal's number if a signal ended it; None while it lives.
+
+        Once it is dead, what it started is ended, too.
+        """
+        with self._reaping:
+            if self._process.returncode is None and self._is_dead():
+                # Until it is reaped, its number is that of no other process and no other group.
+                self._end_group()
+                self._process.poll()
+                self._ended_at = time.monotonic()
+            return self._process.returncode
 
     @property
     def silent_seconds(self) -> float:
@@ -105,10 +121,12 @@ class ChildProcess:
         """What it said since the last call, in order; waits up to `timeout` seconds for the first of it."""
         said: list[Said] = []
         if self._all_said:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(timeout)
+            self._dies_within(timeout)
             return said
+        # What is in the queue when this is decided is read below, also by a caller that comes late.
+        is_late = self._ended_at is not None and time.monotonic() - self._ended_at > DRAIN_SECONDS
         with contextlib.suppress(queue.Empty):
+            self._all_said = is_late and self._said.empty()
             said.append(self._note(self._said.get(timeout=timeout)))
             while len(said) < 1000:
                 said.append(self._note(self._said.get_nowait()))
@@ -116,8 +134,7 @@ class ChildProcess:
 
     def stop(self) -> None:
         """Ask it to save and end at the next step boundary."""
-        with contextlib.suppress(ProcessLookupError):
-            self._process.send_signal(signal.SIGTERM)
+        self._signal(signal.SIGTERM)
 
     def stacks(self, patience: float) -> list[str]:
         """Where each of its threads stands, as `faulthandler` says it; what it has not said in time is not waited for.
@@ -127,8 +144,7 @@ class ChildProcess:
         """
         stacks = self._stacks = deque[str](maxlen=STACK_LINES)
         deadline = time.monotonic() + patience
-        with contextlib.suppress(ProcessLookupError):
-            self._process.send_signal(signal.SIGUSR1)
+        self._signal(signal.SIGUSR1)
         num_lines = -1
         while time.monotonic() < deadline and self.exit_code is None and (not stacks or len(stacks) > num_lines):
             num_lines = len(stacks)
@@ -138,20 +154,54 @@ class ChildProcess:
 
     def kill(self) -> None:
         """End it and all that it started, at once; one that a driver keeps from dying is not waited for."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.pid, signal.SIGKILL)
-        try:
-            self._process.wait(KILL_SECONDS)
-        except subprocess.TimeoutExpired:
+        with self._reaping:
+            if self._process.returncode is None:
+                self._end_group()
+        if not self._dies_within(KILL_SECONDS):
             log.error("process %d does not die; something in the kernel keeps it", self.pid)
         if self._process.stdin:
             with contextlib.suppress(BrokenPipeError):
                 self._process.stdin.close()
 
     def close(self) -> None:
-        """Wait for its pipes to be read to the end."""
+        """Wait for its pipes to be read to the end, unless that takes longer than it should."""
+        deadline = time.monotonic() + DRAIN_SECONDS
         for thread in self._threads:
-            thread.join(timeout=5)
+            thread.join(timeout=max(0.0, deadline - time.monotonic()))
+
+    def _listen(self, read: Callable[[IO[str]], None], pipe: IO[str]) -> None:
+        thread = threading.Thread(target=read, args=[pipe], daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:  # What Python makes of the kernel's refusal.
+            self.kill()
+            pipe.close()
+            raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from error
+        self._threads.append(thread)
+
+    def _is_dead(self) -> bool:
+        try:
+            return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+        except ChildProcessError:  # Somebody else has reaped it; Popen knows what to make of that.
+            return True
+
+    def _dies_within(self, seconds: float) -> bool:
+        deadline = time.monotonic() + seconds
+        while self.exit_code is None:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(LOOK_SECONDS)
+        return True
+
+    def _signal(self, number: int) -> None:
+        with self._reaping:
+            if self._process.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(self.pid, number)
+
+    def _end_group(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
 
     def _note(self, said: Said | None) -> Said:
         if said is None:

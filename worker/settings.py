@@ -19,7 +19,10 @@ class WorkerSettings(LedgerSettings):
     max_failures_in_a_row: int = Field(2, ge=1, description="Of these, failures without a new checkpoint in between.")
     retry_seconds: float = Field(1, ge=0, description="Before another attempt; doubles with each failure in a row.")
     hang_seconds: float = Field(
-        600, gt=0, description="A child that makes no progress for this long is taken for hung."
+        600,
+        gt=0,
+        description="A child that makes no progress for this long is taken for hung. Fetching a base model and turning "
+        "a source into tokens are one step each, without a sign of life: it has to be longer than either takes.",
     )
     capacity: int = Field(0, ge=0, description="Jobs trained at once; 0 for one on each GPU, or 1 without a GPU.")
     warm_child: bool = Field(True, description="Keep one child that has imported torch already; about 300 MB.")

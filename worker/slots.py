@@ -46,9 +46,7 @@ class Slot:
             taken, reason = self._lock.take(), "another process trains on it"
         except OSError as error:
             taken, reason = False, f"its lock file cannot be opened: {error}"
-        if taken:
-            self._refusal = ""
-        else:
+        if not taken:
             self.refuse(reason)
         return taken
 
@@ -66,6 +64,7 @@ class Slot:
             then: Called when the place is free again.
         """
         self.job = job
+        self._refusal = ""
         threading.Thread(target=self._attend, args=[attend, then], name=job.id, daemon=True).start()
 
     def vacate(self) -> None:
@@ -84,14 +83,15 @@ class Slot:
             then()
 
 
-def make_slots(capacity: int, gpus: Sequence[Gpu]) -> list[Slot]:
+def make_slots(capacity: int, gpus: Sequence[Gpu] | None) -> list[Slot]:
     """The worker's places.
 
     Args:
         capacity: How many; 0 for one on each GPU, or one without a GPU. Those beyond the GPUs compute without one.
+        gpus: None if there are some that cannot be told apart: then no place sees any.
     """
     if not gpus:
-        return [Slot() for _ in range(capacity or 1)]
+        return [Slot(visible_devices="" if gpus is None else None) for _ in range(capacity or 1)]
     bound = [Slot(gpu, gpu.uuid) for gpu in gpus[: capacity or len(gpus)]]
     return bound + [Slot(visible_devices="") for _ in range(capacity - len(bound))]
 

@@ -1,15 +1,22 @@
 """The child that waits: it has imported torch already, so that a job's first step need not.
 
 Importing takes two to three seconds, most of the time from a request to its first step. The spare holds no GPU and no
-job; it is ended with its worker, and one that died is simply replaced.
+job; it is ended with its worker, and one that died is replaced after a while.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
+import time
 from collections.abc import Callable
 
 from worker.process import ChildProcess
+
+log = logging.getLogger(__name__)
+
+AGAIN_SECONDS = 2.0
+"""After one that died, or could not be started: whatever did that is likely to do it again."""
 
 
 class Spare:
@@ -27,13 +34,18 @@ class Spare:
         self._start = start
         self._waiting: ChildProcess | None = None
         self._turn = threading.Lock()
+        self._not_before = -float("inf")
 
     def prepare(self) -> None:
-        """Have one wait, if none does."""
+        """Have one wait, if none does; one that does not come up, or does not live, is let be for a while."""
         with self._turn:
-            if self._enabled and not self._waits():
+            if not self._enabled or self._waits():
+                return
+            if self._waiting is not None:
+                self._put_off(f"process {self._waiting.pid}, which waited for a job, ended: {self._waiting.exit_code}")
                 self._end()
-                self._waiting = self._start()
+            if time.monotonic() >= self._not_before:
+                self._start_one()
 
     def take(self) -> ChildProcess:
         """The one that waits, or else a new one; it is the caller's from here on."""
@@ -47,6 +59,16 @@ class Spare:
         """End the one that waits."""
         with self._turn:
             self._end()
+
+    def _start_one(self) -> None:
+        try:
+            self._waiting = self._start()
+        except OSError as error:
+            self._put_off(f"no process to wait for a job can be started now: {error}")
+
+    def _put_off(self, reason: str) -> None:
+        log.warning("%s", reason)
+        self._not_before = time.monotonic() + AGAIN_SECONDS
 
     def _end(self) -> None:
         if self._waiting is not None:

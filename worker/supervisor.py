@@ -61,6 +61,8 @@ class Supervisor:
     draining: Callable[[], bool]
     child: Callable[[], ChildProcess] = ChildProcess
     visible_devices: str | None = None
+    never_began: bool = field(default=False, init=False)
+    """The ledger was away before anything was done; whoever claimed the job is to give it back."""
     _tenure: Tenure = field(init=False)
     _memory: OutOfMemoryKills = field(init=False)
     _ending: Said | None = None
@@ -79,12 +81,15 @@ class Supervisor:
         except LeaseLost:
             return
         except LedgerUnavailable as error:
-            log.warning("job %s could not be started and will be claimed again: %s", self.job.id, error.message)
+            log.warning("job %s could not be started and will be given back: %s", self.job.id, error.message)
+            self.never_began = True
             return
         except (RatchetError, OSError) as error:
             self._refuse(error)
             return
         try:
+            # Reading checkpoints and starting a process may have taken long, and the guard counts from the last beat.
+            self._tenure.renew_if_due()
             with Guard(self._tenure, child, self.settings.self_fence_seconds):
                 while not child.ended and not self._is_over:
                     self._hear(child)
@@ -114,7 +119,8 @@ class Supervisor:
             parent = session.get(CheckpointRow, self.job.parent_checkpoint) if self.job.parent_checkpoint else None
         if own is None and self.job.parent_checkpoint and parent is None:
             raise CheckpointNotFound(f"checkpoint '{self.job.parent_checkpoint}', which this job resumes, is gone")
-        for item in reversed(mine):
+        # A damaged one is not said: what is said last would be the job's newest.
+        for item in reversed(mine[len(broken) :]):
             if item.manifest.id not in known:
                 self._tenure.say("checkpoint", _said_of(item))
         for error in broken:

@@ -101,17 +101,35 @@ class Tenure:
             return False
 
     def conclude(self, end: Callable[[Session], Job]) -> State:
-        """Write what is pending and how it ended, trying for as long as the lease is ours."""
+        """Write what is pending and how it ended, trying for as long as the lease is ours.
+
+        Raises:
+            LeaseLost: somebody else holds the job by now, or may.
+        """
         failpoint("supervisor.concluding")
         while True:
             try:
-                state = self._land(end).state
+                state = self._end_or_see_it_ended(end)
             except LedgerUnavailable as error:
                 self._tolerate(error)
                 time.sleep(AGAIN_SECONDS)
             else:
                 failpoint("supervisor.concluded")
                 return state
+
+    def _end_or_see_it_ended(self, end: Callable[[Session], Job]) -> State:
+        """Once the end has landed the job is ours no more, which is no loss if nobody has claimed it since."""
+        is_in_doubt = self._num_in_doubt is not None
+        try:
+            return self._land(end).state
+        except LeaseLost:
+            if not is_in_doubt or self._given_up:
+                raise
+            with self.db.read() as session:
+                job = session.get(Job, self.job.id)
+            if job is None or job.fence != self.job.fence:
+                raise
+            return job.state
 
     def _land(self, deed: Callable[[Session], Answer]) -> Answer:
         """Write what is pending, and do the deed, in one transaction."""

@@ -102,20 +102,22 @@ def test_of_two_that_begin_on_one_device_at_once_one_gets_it(pg: Database) -> No
 
 def test_a_scan_takes_no_job_that_is_being_renewed_just_now(pg: Database) -> None:
     put_in_line(pg)
-    moments = iter([0.0, 31.0, 32.0, 63.0])
-    scanner = LeaseScanner(30.0, clock=lambda: next(moments))
+    now = [0.0]
+    scanner = LeaseScanner(30.0, clock=lambda: now[0])
+
+    def scan(moment: float) -> list[State]:
+        now[0] = moment
+        with pg.write() as session:
+            return [job.state for job in scanner.scan(session)]
+
     with pg.write() as session:
         job = queue.claim(session, "w1", now=0.0)
-    with pg.write() as session:
-        assert scanner.scan(session) == []
+    assert scan(0.0) == []
     with pg.write() as renewing:
         lease.beat(renewing, job.id, job.fence)
-        with pg.write() as session:
-            assert scanner.scan(session) == []
-    with pg.write() as session:
-        assert scanner.scan(session) == []
-    with pg.write() as session:
-        assert [lost.state for lost in scanner.scan(session)] == [State.RETRY_WAIT]
+        assert scan(31.0) == []
+    assert scan(32.0) == []
+    assert scan(63.0) == [State.RETRY_WAIT]
 
 
 def test_a_checkpoint_that_is_found_while_its_run_registers_it_is_entered_once(pg: Database) -> None:

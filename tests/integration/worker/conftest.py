@@ -3,15 +3,17 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
 from core.config import TrainingConfig, config_to_dict, parse
 from jobs import catalog, feed, queue
@@ -70,6 +72,17 @@ class Bench:
             process = subprocess.Popen(command, cwd=project, env=env, text=True, stderr=stderr)
         self.processes.append(process)
         return process
+
+    @contextmanager
+    def locked_ledger(self) -> Iterator[None]:
+        """Keep every other writer from the ledger, which is a file here."""
+        with self.db.write() as session:
+            # A transaction begins, and takes the lock, with its first statement.
+            session.execute(text("SELECT 1"))
+            other = sqlite3.connect(self.folder / "ratchet.db", timeout=0, isolation_level=None)
+            with closing(other), pytest.raises(sqlite3.OperationalError, match="locked"):
+                other.execute("BEGIN IMMEDIATE")
+            yield
 
     def submit(self, name: str = "sums", **given: Any) -> str:
         config = parse(TrainingConfig, {**TINY, **given})

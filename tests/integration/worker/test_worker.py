@@ -150,7 +150,7 @@ def test_a_job_whose_parent_is_gone_fails_and_does_not_begin_from_nothing(bench:
 
 def test_a_worker_that_finds_the_ledger_busy_waits_for_it(bench: Bench) -> None:
     job_id = bench.submit(training_steps=2)
-    with bench.db.write():
+    with bench.locked_ledger():
         worker = bench.worker()
         time.sleep(6.5)  # Longer than a transaction waits for its turn.
         assert worker.poll() is None
@@ -190,6 +190,23 @@ def test_a_cancelled_job_keeps_what_it_has_made(bench: Bench) -> None:
     assert job.state is State.CANCELLED
     newest = CheckpointStore(bench.folder / "checkpoints").of_job(job_id)[0]
     assert newest.manifest.step == job.step
+
+
+def test_a_job_cancelled_while_its_worker_is_dead_ends_cancelled_and_is_not_tried_again(bench: Bench) -> None:
+    job_id = bench.submit(**FOREVER)
+    first = bench.worker()
+    bench.until_step(job_id, 1)
+    child = bench.child_of(first)
+    first.kill()
+    first.wait()
+    bench.when(lambda: not alive(child), seconds=5)
+    bench.ask(queue.request_cancel, job_id)
+    assert bench.job(job_id).state is State.RUNNING, "nobody has noticed yet"
+    bench.worker()
+    job = bench.until_final(job_id)
+    assert (job.state, job.attempt, job.fence) == (State.CANCELLED, 1, 1)
+    states = [data["state"] for kind, data in bench.log_of(job_id) if kind == "state"]
+    assert states == ["queued", "starting", "running", "stopping", "cancelled"]
 
 
 def test_a_paused_job_goes_on_at_the_step_where_it_stopped(bench: Bench) -> None:

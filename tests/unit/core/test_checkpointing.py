@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import resource
 from collections.abc import Callable
@@ -110,11 +111,17 @@ def test_a_full_device_that_the_tensors_meet_is_told_apart_by_its_number(store: 
         store.publish(manifest(), full)
 
 
-def test_whoever_verifies_can_do_something_else_before_each_file(store: CheckpointStore) -> None:
-    checkpoint = store.publish(manifest(), write_two_files)
-    turns: list[None] = []
-    first_whole([checkpoint], lambda: turns.append(None))
-    assert len(turns) == len(checkpoint.manifest.files)
+def test_whoever_saves_or_verifies_can_do_something_else_between_two_chunks(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("core.checkpointing.CHUNK_BYTES", 100)
+    turns: list[str] = []
+    checkpoint = store.publish(manifest(), write_two_files, lambda: turns.append("save"))
+    first_whole([checkpoint], lambda: turns.append("verify"))
+    least = checkpoint.manifest.size_bytes // 100
+    assert (turns.count("save") >= least, turns.count("verify") >= least) == (True, True)
+    entry = checkpoint.manifest.files["model.safetensors"]
+    assert entry.sha256 == hashlib.sha256(b"weights" * 100).hexdigest()
 
 
 def test_a_folder_that_was_never_published_is_not_listed(store: CheckpointStore) -> None:

@@ -9,6 +9,7 @@ from core.assembly import RunIdentity
 from core.checkpointing import CheckpointStore, load_checkpoint
 from core.errors import NonFiniteLoss
 from core.trainer import Outcome, build_optimizer, clip_gradients, estimate_loss, learning_rate
+from tests.unit.core.conftest import KINDS
 
 
 def test_a_run_makes_every_step_and_says_so_in_order(run: Any, config: Any, store: CheckpointStore) -> None:
@@ -230,3 +231,16 @@ def test_a_checkpoint_knows_its_parent_and_what_it_was_made_of(
     assert (made.job_id, made.attempt, made.fence, made.parent) == ("job_a", 2, 3, "parent")
     assert newest.manifest.hashes["source"] == source.sha256
     assert load_checkpoint(newest.path)["config"] == newest.manifest.config
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_a_run_shows_that_it_lives_between_its_stages_and_while_it_saves(
+    run: Any, config: Any, store: CheckpointStore, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    signs: list[None] = []
+    monkeypatch.setattr("core.checkpointing.CHUNK_BYTES", 1000)
+    trainer = run(config(kind), store=store, meanwhile=lambda: signs.append(None)).trainer
+    assert len(signs) >= 4
+    del signs[:]
+    trainer.save(trainer)
+    assert len(signs) >= next(iter(store)).manifest.size_bytes // 1000

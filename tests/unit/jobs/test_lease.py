@@ -244,3 +244,13 @@ def test_a_scan_that_is_rolled_back_is_made_good_by_the_next(db: Any, bring: Any
     scanner.scan(session)
     savepoint.rollback()
     assert [lost.id for lost in scanner.scan(session)] == [job.id]
+
+
+def test_a_scanner_that_waited_long_for_its_answer_blames_nobody(session: Any, bring: Any) -> None:
+    job = bring(State.RUNNING)
+    moments = iter([0.0, 100.0, 101.0, 101.0])
+    scanner = LeaseScanner(30.0, clock=lambda: next(moments))
+    assert scanner.scan(session) == []
+    assert scanner.scan(session) == []
+    session.refresh(job)
+    assert job.state is State.RUNNING

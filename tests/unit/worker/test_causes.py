@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -40,3 +41,8 @@ def test_where_the_kernel_does_not_count_the_likely_cause_is_told_as_such(events
 
 def test_memory_is_not_blamed_for_an_end_of_another_kind() -> None:
     assert (cause_of(-11, True).code, cause_of(3, True).code) == ("signal", "exited")
+
+
+def test_a_signal_without_a_name_is_told_by_its_number() -> None:
+    cause = cause_of(-(signal.SIGRTMIN + 1), None)
+    assert (cause.code, cause.message) == ("signal", "The training process was ended by signal 35.")

@@ -20,6 +20,14 @@ def _own_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
 
 
+@pytest.fixture(autouse=True)
+def devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What the kernel shows of its devices; nothing, unless a test adds something."""
+    monkeypatch.setattr(gpus, "DEVICES", tmp_path / "dev")
+    (tmp_path / "dev").mkdir()
+    return tmp_path / "dev"
+
+
 @pytest.fixture
 def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The program that lists GPUs; a test writes it."""
@@ -70,6 +78,19 @@ def test_a_machine_without_a_driver_has_none(monkeypatch: pytest.MonkeyPatch) ->
     assert find_gpus({}) == []
 
 
+def test_gpus_that_nothing_lists_are_hidden_and_that_is_said(
+    devices: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    (devices / "nvidiactl").touch()
+    assert find_gpus({}) == []
+    assert find_gpus({"CUDA_VISIBLE_DEVICES": "0"}) is None
+    (devices / "nvidia0").touch()
+    assert find_gpus({}) is None
+    assert find_gpus({"CUDA_VISIBLE_DEVICES": ""}) == [], "they are hidden already"
+    assert caplog.text.count("GPUs are hidden from all jobs") == 2
+
+
 def test_one_at_a_time_has_a_gpu() -> None:
     mine, other, elsewhere = GpuLock("GPU-a"), GpuLock("GPU-a"), GpuLock("GPU-b")
     assert (mine.take(), other.take(), elsewhere.take()) == (True, False, True)
@@ -106,7 +127,7 @@ def test_any_user_may_lock_a_gpu_and_the_file_stays(tmp_path: Path) -> None:
     assert lock.take()
     lock.give_back()
     os.umask(before)
-    (path,) = tmp_path.iterdir()
+    (path,) = tmp_path.glob("*.lock")
     assert path.name == "ratchet-gpu-GPU____a_b.lock"
     assert stat.S_IMODE(path.stat().st_mode) == 0o666
 

@@ -24,6 +24,8 @@ def _own_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ("capacity", "gpus", "seen"),
     [
         (0, [], [None]),
+        (0, None, [""]),
+        (2, None, ["", ""]),
         (3, [], [None, None, None]),
         (0, TWO, ["GPU-a", "GPU-b"]),
         (1, TWO, ["GPU-a"]),
@@ -31,7 +33,7 @@ def _own_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_each_gpu_has_a_place_and_further_places_see_none(
-    capacity: int, gpus: list[Gpu], seen: list[str | None]
+    capacity: int, gpus: list[Gpu] | None, seen: list[str | None]
 ) -> None:
     slots = make_slots(capacity, gpus)
     assert [slot.visible_devices for slot in slots] == seen

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from core.checkpointing import Checkpoint, CheckpointStore, new_manifest
 from jobs import catalog, feed, queue
 from jobs.database import Database
 from jobs.queue import NewJob
@@ -58,6 +60,64 @@ def attended(db: Database, job: Job, folder: Path, child: Any, **settings: Any) 
     Supervisor(db, job, WorkerSettings(data=folder, **settings), lambda: False, child).attend()
     with db.read() as session:
         return catalog.get_job(session, "local", job.id)
+
+
+class Done(Unkillable):
+    """A process that has made all its steps."""
+
+    silent_seconds = 0.0
+
+    def read(self, _: float) -> list[Any]:
+        return [("outcome", {"outcome": "finished"})]
+
+
+@pytest.fixture
+def saved(job: Job, tmp_path: Path) -> list[Checkpoint]:
+    """Three checkpoints of the job that the ledger does not know, the newest first."""
+    store = CheckpointStore(tmp_path / "checkpoints")
+
+    def publish(step: int) -> Checkpoint:
+        manifest = new_manifest(model="m", source="s", step=step, end_step=10, config={}, job_id=job.id)
+        return store.publish(manifest, lambda folder: (folder / "weights").write_bytes(bytes(1000)) and None)
+
+    return [publish(step) for step in (3, 2, 1)]
+
+
+def test_the_lease_is_kept_while_a_large_checkpoint_is_read(
+    db: Database, job: Job, saved: list[Checkpoint], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("core.checkpointing.CHUNK_BYTES", 100)
+    left = attended(db, job, tmp_path, Done, heartbeat_seconds=1e-9)
+    assert left.state is State.SUCCEEDED
+    assert left.heartbeat >= 10
+
+
+def test_a_start_that_took_long_does_not_end_the_run(db: Database, job: Job, tmp_path: Path) -> None:
+    def start() -> Any:
+        supervisor._tenure.renewed_at -= 100
+        return SlowlyDone()
+
+    class SlowlyDone(Done):
+        def read(self, seconds: float) -> list[Any]:
+            time.sleep(0.1)
+            return super().read(seconds)
+
+    supervisor = Supervisor(db, job, WorkerSettings(data=tmp_path), lambda: False, start)
+    supervisor.attend()
+    with db.read() as session:
+        assert catalog.get_job(session, "local", job.id).state is State.SUCCEEDED
+
+
+def test_a_damaged_checkpoint_that_the_ledger_does_not_know_is_not_made_the_jobs_newest(
+    db: Database, job: Job, saved: list[Checkpoint], tmp_path: Path
+) -> None:
+    (saved[0].path / "weights").write_bytes(bytes(999))
+    left = attended(db, job, tmp_path, Done)
+    assert left.checkpoint == saved[1].manifest.id
+    with db.read() as session:
+        said = [(event.kind, json.loads(event.data)) for event in feed.after(session, job.id, 0)]
+    assert [data["step"] for kind, data in said if kind == "checkpoint"] == [1, 2]
+    assert [saved[0].path.name in data["message"] for kind, data in said if kind == "warning"] == [True]
 
 
 def test_a_process_that_cannot_even_be_killed_does_not_hold_its_job(db: Database, job: Job, tmp_path: Path) -> None:

@@ -107,10 +107,25 @@ def test_what_is_pending_and_the_end_are_written_exactly_once(tenure: Tenure, db
 def test_an_end_whose_commit_got_no_answer_is_not_written_again(tenure: Tenure, db: Flaky, outcome: Any) -> None:
     say(tenure, "a")
     db.outages = (LANDED,)
-    with pytest.raises(LeaseLost):
-        tenure.conclude(lambda session: outcome(session, tenure.job.id, tenure.job.fence))
+    state = tenure.conclude(lambda session: outcome(session, tenure.job.id, tenure.job.fence))
+    assert state is job_of(tenure).state
     ends = {State.SUCCEEDED: ["running", "succeeded", "succeeded"], State.RETRY_WAIT: ["retry_wait"]}
     assert log_of(tenure) == ["queued", "starting", "a", *ends[job_of(tenure).state]]
+
+
+def test_an_end_that_found_another_holder_has_not_landed(
+    tenure: Tenure, db: Flaky, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def take_over(_: float) -> None:
+        with db.write() as session:
+            lease.release(session, tenure.job.id, tenure.job.fence)
+            queue.claim(session, "w2", 1e12)
+
+    monkeypatch.setattr("worker.tenure.time.sleep", take_over)
+    db.outages = (LOST,)
+    with pytest.raises(LeaseLost):
+        tenure.conclude(lambda session: lease.finish(session, tenure.job.id, tenure.job.fence, Succeeded()))
+    assert log_of(tenure) == ["queued", "starting", "queued", "starting"]
 
 
 @pytest.mark.parametrize("outage", [LANDED, LOST])

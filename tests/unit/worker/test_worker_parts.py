@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import torch
 from pydantic import ValidationError
 
 from core.devices import as_out_of_memory
+from tests.conftest import PROJECT
 from worker.assignment import Assignment
 from worker.causes import cause_of
 from worker.child import PULSE, PULSE_SECONDS, Pipe, parse_line, train
@@ -145,6 +147,21 @@ def test_a_child_sees_the_gpu_of_its_place_before_anything_else_happens(
             train(replace(ASSIGNMENT, visible_devices=told), pipe, StopSign())
         assert os.environ["CUDA_VISIBLE_DEVICES"] == seen
     pipe._file.close()
+
+
+def test_a_child_that_waits_has_not_touched_a_gpu() -> None:
+    program = (
+        "import torch, worker.child\n"
+        "touched = []\n"
+        "torch.cuda._lazy_init = lambda: touched.append('touched')\n"
+        "worker.child.warm_up(lambda: None)\n"
+        "assert not touched and not torch.cuda.is_initialized()\n"
+        "import sys; assert 'transformers' in sys.modules, 'it warmed up as one that waits does'\n"
+    )
+    # Its standard input stays open and says nothing, as a worker's does until there is a job.
+    waiting = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, cwd=PROJECT)
+    with waiting:
+        assert waiting.wait(60) == 0
 
 
 def test_a_second_signal_finds_the_sign_raised_already() -> None:
