@@ -39,7 +39,8 @@ INSERT INTO job (id, seq, place, name, owner, state, priority, config, metadata,
     training_steps, step, attempt, failures_in_a_row, fence, heartbeat, last_seq, created_at, started_at, finished_at)
 SELECT printf('job_%020d', i), i, i << 20, 'run ' || i, 'local', CASE WHEN i > :jobs - :queued THEN 'queued'
     WHEN i % 10 = 0 THEN 'failed' WHEN i % 13 = 0 THEN 'cancelled' ELSE 'succeeded' END, i % 3, :config,
-    '{"team": "red"}', 'tale_' || (i % 7) || '.md', 'from_scratch', 0, 100, 100, 1, 0, 1, 20, :each, 1.7e9 + i, 1.7e9 + i, 1.7e9 + i + 60
+    '{"team": "red"}', 'tale_' || (i % 7) || '.md', 'from_scratch', 0, 100, 100, 1, 0, 1, 20, :each, 1.7e9 + i,
+    1.7e9 + i, 1.7e9 + i + 60
 FROM n
 """
 
