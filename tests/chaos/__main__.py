@@ -91,9 +91,7 @@ def settle(world: World, storm: Storm, seconds: float) -> None:
         actor.kill()  # So that none is left with a failpoint in it.
     world.keep_up()
     storm.calm()
-    wait_for(lambda: (world.keep_up(), storm.num_unfinished() == 0)[1], seconds)
-    time.sleep(1)
-    wait_for(lambda: storm.num_unfinished() == 0, seconds)
+    wait_for(lambda: (world.keep_up(), storm.is_done())[1], seconds)
     storm.end()
 
 

@@ -86,9 +86,15 @@ class Storm:
 
     def num_unfinished(self) -> int:
         """Jobs that may still go on by themselves."""
+        return self._count(*FINAL, State.PAUSED)
+
+    def is_done(self) -> bool:
+        """Whether every job has come to its end, those too that somebody has to let go on."""
+        return self._count(*FINAL) == 0
+
+    def _count(self, *but: State) -> int:
         with self.world.ledger.read() as session:
-            waiting = select(func.count()).select_from(Job).where(col(Job.state).not_in([*FINAL, State.PAUSED]))
-            return session.exec(waiting).one()
+            return session.exec(select(func.count()).select_from(Job).where(col(Job.state).not_in(but))).one()
 
     def submit(self, http: httpx2.Client, number: int) -> str:
         """One job, asked for until the answer comes."""

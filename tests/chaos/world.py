@@ -153,7 +153,7 @@ class World:
             if self.chance.random() < share_with_failpoints:
                 # A site whose turn never comes would be no risk, so the turns are early ones.
                 chosen = self.chance.sample(actor.sites, min(4, len(actor.sites)))
-                failpoints = ";".join(f"{site}:kill@{self.chance.choice([1, 1, 2, 3])}" for site in chosen)
+                failpoints = ";".join(f"{site}:kill@{self.chance.choice([1, 1, 1, 2, 3])}" for site in chosen)
                 actor.start(failpoints, self.folder / "once" / f"{actor.name}-{actor.num_starts}")
             else:
                 actor.start()
