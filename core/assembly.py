@@ -17,7 +17,6 @@ import torch
 from core.checkpointing import (
     Checkpoint,
     CheckpointStore,
-    Meanwhile,
     load_checkpoint,
     new_manifest,
     read_manifest,
@@ -26,6 +25,7 @@ from core.checkpointing import (
 from core.config import TrainingConfig, config_to_dict, parse
 from core.data import TokenData, prepare_data_and_tokenizer, prepare_gpt2_data
 from core.devices import select_device
+from core.disk import Meanwhile
 from core.errors import CheckpointMismatch, CheckpointNotFound, GenerationError
 from core.events import CheckpointSaved, Emit
 from core.models import LanguageModel

@@ -8,11 +8,7 @@ is renamed, which is the moment it exists. Light: tensors are read and written b
 from __future__ import annotations
 
 import contextlib
-import errno
-import hashlib
 import math
-import os
-import re
 import secrets
 import shutil
 import time
@@ -23,7 +19,9 @@ from typing import IO, TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from core.errors import CheckpointCorrupt, CheckpointError, CheckpointNotFound, DiskFull, StorageError
+from core import disk
+from core.disk import Meanwhile, nothing
+from core.errors import CheckpointCorrupt, CheckpointError, CheckpointNotFound
 from core.failpoints import failpoint
 
 if TYPE_CHECKING:
@@ -32,20 +30,8 @@ if TYPE_CHECKING:
 MANIFEST = "manifest.json"
 FORMAT = 1
 STAGING_PREFIX = "tmp-"
-CHUNK_BYTES = 1 << 20
 END_OF_TIME = 253_402_300_799.0
 """The last second of the year 9999, the last that ISO 8601 can write."""
-
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-_BROKEN = frozenset({errno.EIO, errno.EROFS})
-
-
-def _nothing() -> None:
-    """What most callers do meanwhile."""
-
-
-Meanwhile = Callable[[], object]
-"""Called again and again while files are read, which takes minutes for large ones."""
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Moment = Annotated[float, Field(ge=0, le=END_OF_TIME)]
@@ -113,7 +99,7 @@ class CheckpointStore:
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def publish(self, manifest: Manifest, write: Callable[[Path], None], meanwhile: Meanwhile = _nothing) -> Checkpoint:
+    def publish(self, manifest: Manifest, write: Callable[[Path], None], meanwhile: Meanwhile = nothing) -> Checkpoint:
         """Make a checkpoint exist, whole or not at all.
 
         Args:
@@ -133,11 +119,11 @@ class CheckpointStore:
             failpoint("checkpoint.renaming")
             staged.rename(final)
             failpoint("checkpoint.renamed")
-            _sync_folder(self.root)
+            disk.sync_folder(self.root)
             failpoint("checkpoint.published")
         except BaseException as error:
             shutil.rmtree(staged, ignore_errors=True)
-            refusal = _refusal_of_disk(error, manifest.name)
+            refusal = disk.refusal_of(error, manifest.name)
             if refusal:
                 raise refusal from error
             raise
@@ -216,7 +202,7 @@ def read_manifest(folder: Path) -> Checkpoint:
     return Checkpoint(folder, manifest)
 
 
-def verify(checkpoint: Checkpoint, meanwhile: Meanwhile = _nothing) -> None:
+def verify(checkpoint: Checkpoint, meanwhile: Meanwhile = nothing) -> None:
     """Compare every file with the manifest.
 
     Raises:
@@ -228,7 +214,7 @@ def verify(checkpoint: Checkpoint, meanwhile: Meanwhile = _nothing) -> None:
         if Path(name).name != name or not path.is_file() or path.is_symlink():
             raise CheckpointCorrupt(f"{called} lacks its file {name}")
         try:
-            intact = path.stat().st_size == expected.size and _digest(path, meanwhile) == expected.sha256
+            intact = path.stat().st_size == expected.size and disk.digest(path, meanwhile) == expected.sha256
         except OSError as error:
             raise CheckpointCorrupt(f"{called} cannot be read: {name}: {error.strerror}") from None
         if not intact:
@@ -236,7 +222,7 @@ def verify(checkpoint: Checkpoint, meanwhile: Meanwhile = _nothing) -> None:
 
 
 def first_whole(
-    checkpoints: Iterable[Checkpoint], meanwhile: Meanwhile = _nothing
+    checkpoints: Iterable[Checkpoint], meanwhile: Meanwhile = nothing
 ) -> tuple[Checkpoint | None, list[CheckpointCorrupt]]:
     """The first that verifies, and what is wrong with each before it; those behind it are not read."""
     broken = []
@@ -251,13 +237,13 @@ def first_whole(
 
 
 def save_checkpoint(
-    store: CheckpointStore, manifest: Manifest, write: Callable[[Path], None], meanwhile: Meanwhile = _nothing
+    store: CheckpointStore, manifest: Manifest, write: Callable[[Path], None], meanwhile: Meanwhile = nothing
 ) -> Checkpoint:
     """Publish a checkpoint; `write` is `core.state.Snapshot.write`."""
     return store.publish(manifest, write, meanwhile)
 
 
-def load_checkpoint(path: str | Path, device: str = "cpu", meanwhile: Meanwhile = _nothing) -> CheckpointContent:
+def load_checkpoint(path: str | Path, device: str = "cpu", meanwhile: Meanwhile = nothing) -> CheckpointContent:
     """The verified content of a checkpoint folder, or of a legacy `.pt` file.
 
     Args:
@@ -316,18 +302,6 @@ def _first_complaint(error: ValidationError) -> str:
     return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}".removeprefix(": ")
 
 
-def _refusal_of_disk(error: BaseException, name: str) -> StorageError | None:
-    """What to tell the user if the disk is to blame; safetensors tells the number of an error in its text alone."""
-    told = re.search(r"\(os error (\d+)\)", str(error))
-    code = error.errno if isinstance(error, OSError) else int(told[1]) if told else None
-    if code in _FULL:
-        said = f"checkpoint '{name}' could not be saved: {os.strerror(code)}"
-        return DiskFull(f"{said}; make room where the checkpoints are, then resume: the earlier ones are whole")
-    if code in _BROKEN:
-        return StorageError(f"checkpoint '{name}' could not be saved: {os.strerror(code)}; the earlier ones are kept")
-    return None
-
-
 def _sealed(staged: Path, manifest: Manifest, meanwhile: Meanwhile) -> Manifest:
     """The manifest with all files of the folder in it; every one of them, and itself last, is on the disk then."""
     files = {}
@@ -338,30 +312,11 @@ def _sealed(staged: Path, manifest: Manifest, meanwhile: Meanwhile) -> Manifest:
     (staged / MANIFEST).write_text(complete.model_dump_json(indent=1))
     _seal(staged / MANIFEST, meanwhile)
     failpoint("checkpoint.manifest")
-    _sync_folder(staged)
+    disk.sync_folder(staged)
     return complete
 
 
 def _seal(path: Path, meanwhile: Meanwhile) -> FileEntry:
     """Sync a written file to disk and say what it is."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-    return FileEntry(size=path.stat().st_size, sha256=_digest(path, meanwhile))
-
-
-def _digest(path: Path, meanwhile: Meanwhile) -> str:
-    digest, chunk = hashlib.sha256(), memoryview(bytearray(CHUNK_BYTES))
-    with path.open("rb", buffering=0) as file:
-        meanwhile()
-        while size := file.readinto(chunk):
-            digest.update(chunk[:size])
-            meanwhile()
-    return digest.hexdigest()
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    disk.sync_file(path)
+    return FileEntry(size=path.stat().st_size, sha256=disk.digest(path, meanwhile))

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -86,14 +87,18 @@ def test_a_child_killed_in_the_middle_goes_on_and_ends_as_if_nothing_had_happene
     assert final_weights(bench, killed) == final_weights(bench, twin)
 
 
+def kill_with_its_child(bench: Bench, worker: subprocess.Popen[str]) -> None:
+    child = bench.child_of(worker)
+    worker.kill()
+    worker.wait()
+    bench.when(lambda: not alive(child), seconds=5)
+
+
 def test_a_worker_killed_takes_its_child_along_and_another_goes_on(bench: Bench) -> None:
     job_id = bench.submit(training_steps=600, checkpoint_interval=50, eval_interval=600)
     first = bench.worker()
     bench.until_step(job_id, 60)
-    child = bench.child_of(first)
-    first.kill()
-    first.wait()
-    bench.when(lambda: not alive(child), seconds=5)
+    kill_with_its_child(bench, first)
     bench.worker()
     job = bench.until_final(job_id)
     assert (job.state, job.attempt, job.fence) == (State.SUCCEEDED, 2, 2)
@@ -196,10 +201,7 @@ def test_a_job_cancelled_while_its_worker_is_dead_ends_cancelled_and_is_not_trie
     job_id = bench.submit(**FOREVER)
     first = bench.worker()
     bench.until_step(job_id, 1)
-    child = bench.child_of(first)
-    first.kill()
-    first.wait()
-    bench.when(lambda: not alive(child), seconds=5)
+    kill_with_its_child(bench, first)
     bench.ask(queue.request_cancel, job_id)
     assert bench.job(job_id).state is State.RUNNING, "nobody has noticed yet"
     bench.worker()

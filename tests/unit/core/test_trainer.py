@@ -238,7 +238,7 @@ def test_a_run_shows_that_it_lives_between_its_stages_and_while_it_saves(
     run: Any, config: Any, store: CheckpointStore, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     signs: list[None] = []
-    monkeypatch.setattr("core.checkpointing.CHUNK_BYTES", 1000)
+    monkeypatch.setattr("core.disk.CHUNK_BYTES", 1000)
     trainer = run(config(kind), store=store, meanwhile=lambda: signs.append(None)).trainer
     assert len(signs) >= 4
     del signs[:]

@@ -86,7 +86,7 @@ def saved(job: Job, tmp_path: Path) -> list[Checkpoint]:
 def test_the_lease_is_kept_while_a_large_checkpoint_is_read(
     db: Database, job: Job, saved: list[Checkpoint], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("core.checkpointing.CHUNK_BYTES", 100)
+    monkeypatch.setattr("core.disk.CHUNK_BYTES", 100)
     left = attended(db, job, tmp_path, Done, heartbeat_seconds=1e-9)
     assert left.state is State.SUCCEEDED
     assert left.heartbeat >= 10

@@ -1,0 +1,62 @@
+"""Bytes that are to be on the disk for good: synced, hashed in chunks, and what to say if the disk refuses."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from core.errors import DiskFull, StorageError
+
+CHUNK_BYTES = 1 << 20
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_BROKEN = frozenset({errno.EIO, errno.EROFS})
+
+Meanwhile = Callable[[], object]
+"""Called again and again while files are read, which takes minutes for large ones."""
+
+
+def nothing() -> None:
+    """What most callers do meanwhile."""
+
+
+def sync_file(path: Path) -> None:
+    """Return when the file's bytes are on the disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Return when the folder's entries are on the disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def digest(path: Path, meanwhile: Meanwhile) -> str:
+    """SHA-256 of a file, as hexadecimal digits."""
+    found, chunk = hashlib.sha256(), memoryview(bytearray(CHUNK_BYTES))
+    with path.open("rb", buffering=0) as file:
+        meanwhile()
+        while size := file.readinto(chunk):
+            found.update(chunk[:size])
+            meanwhile()
+    return found.hexdigest()
+
+
+def refusal_of(error: BaseException, name: str) -> StorageError | None:
+    """What to tell the user if the disk is to blame; safetensors tells the number of an error in its text alone."""
+    told = re.search(r"\(os error (\d+)\)", str(error))
+    code = error.errno if isinstance(error, OSError) else int(told[1]) if told else None
+    if code in _FULL:
+        said = f"checkpoint '{name}' could not be saved: {os.strerror(code)}"
+        return DiskFull(f"{said}; make room where the checkpoints are, then resume: the earlier ones are whole")
+    if code in _BROKEN:
+        return StorageError(f"checkpoint '{name}' could not be saved: {os.strerror(code)}; the earlier ones are kept")
+    return None
