@@ -4,33 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from core.checkpointing import (
-    Checkpoint,
-    CheckpointStore,
-    load_checkpoint,
-    new_manifest,
-    read_manifest,
-    save_checkpoint,
-)
-from core.config import TrainingConfig, config_to_dict, parse
+from core.checkpointing import CheckpointStore, save_checkpoint
+from core.config import TrainingConfig, config_to_dict
 from core.data import TokenData, prepare_data_and_tokenizer, prepare_gpt2_data
 from core.devices import select_device
 from core.disk import Meanwhile
-from core.errors import CheckpointMismatch, CheckpointNotFound, GenerationError
+from core.errors import CheckpointMismatch, GenerationError
 from core.events import CheckpointSaved, Emit
+from core.exactness import versions
+from core.legacy import restore_legacy_optimizer
+from core.manifest import new_manifest
 from core.models import LanguageModel
-from core.models.base import find_base
 from core.models.gpt2 import GPT2Wrapper
+from core.opening import base_folder
 from core.parts import Parts, build_model, build_optimizer
 from core.resume_rules import ResumeMode
 from core.sources import SourceText
@@ -91,7 +84,7 @@ def assemble(
     model.to(device)
     meanwhile()
     optimizer = build_optimizer(config, model)
-    run = _run_state(resume, mode)
+    run = RunState() if resume is None or mode is ResumeMode.WARM_START else RunState.of(resume)
     run.end_step = end_step or run.step + config.training_steps
     if resume and mode is not ResumeMode.WARM_START:
         _restore(resume, model, optimizer)
@@ -105,63 +98,6 @@ def assemble(
     return trainer
 
 
-def load_for_generation(content: CheckpointContent, models_root: Path | None = None) -> tuple[LanguageModel, Tokenizer]:
-    """A checkpoint's model, ready to be asked, and its tokenizer.
-
-    Raises:
-        CheckpointMismatch, ModelUnavailable, ConfigError: said in one sentence.
-    """
-    config = parse(TrainingConfig, content["config"])
-    if config.model_type == "gpt2":
-        model = build_model(config, base=_base_folder(config, content, models_root))
-        assert isinstance(model, GPT2Wrapper)
-        tokenizer: Tokenizer = model.tokenizer
-    else:
-        if not content["characters"]:
-            raise CheckpointMismatch(f"checkpoint '{content['name']}' does not say which characters its tokens are")
-        tokenizer = CharacterTokenizer(content["characters"])
-        model = build_model(config, tokenizer.vocab_size)
-    model.load_tensors(content["model_state_dict"])
-    return model.to(select_device()).eval(), tokenizer
-
-
-def adopt_legacy(path: Path, store: CheckpointStore, models_root: Path | None = None) -> Checkpoint:
-    """Publish a legacy `.pt` file as a checkpoint of our own under its name; if that was done before, find it.
-
-    From then on it is resumed from, talked to and exported like any other; the file stays as it is.
-
-    Raises:
-        CheckpointError, ModelUnavailable, ConfigError: said in one sentence.
-    """
-    with suppress(CheckpointNotFound):
-        return read_manifest(store.root / path.stem)
-    content = load_checkpoint(path)
-    config = parse(TrainingConfig, content["config"])
-    model, tokenizer = load_for_generation(content, models_root)
-    optimizer = build_optimizer(config, model)
-    if content["optimizer_state_dict"] is not None:
-        _restore_legacy_optimizer(optimizer, content["optimizer_state_dict"])
-    run = _run_state(content, ResumeMode.EXTEND)
-    captured = capture(model, optimizer, tokenizer, run)
-    # The older scripts kept no generators, and this process's are nobody's.
-    captured = replace(captured, plain={**captured.plain, "rng": None})
-    manifest = new_manifest(
-        model=model.name,
-        source=config.source,
-        step=content["step"],
-        end_step=content["end_step"],
-        config=config_to_dict(config),
-        versions=_versions(),
-    ).model_copy(update={"name": path.stem})
-    return save_checkpoint(store, manifest, captured.write)
-
-
-def load_base(name: str, models_root: Path | None = None) -> tuple[LanguageModel, Tokenizer]:
-    """A base model as it is, ready to be asked, and its tokenizer."""
-    model = GPT2Wrapper(find_base(name, models_root))
-    return model.to(select_device()).eval(), model.tokenizer
-
-
 def _model_and_data(
     config: TrainingConfig,
     source: SourceText,
@@ -170,7 +106,7 @@ def _model_and_data(
     meanwhile: Meanwhile,
 ) -> tuple[LanguageModel, Tokenizer, TokenData]:
     if config.model_type == "gpt2":
-        base = _base_folder(config, resume, models_root)
+        base = base_folder(config, resume, models_root)
         meanwhile()
         model = build_model(config, base=base)
         assert isinstance(model, GPT2Wrapper)
@@ -186,13 +122,6 @@ def _model_and_data(
     return build_model(config, prepared.vocab_size), prepared.tokenizer, prepared.tokens
 
 
-def _base_folder(config: TrainingConfig, resume: CheckpointContent | None, models_root: Path | None) -> Path:
-    """A full checkpoint is its own base; adapters need the one they were trained on."""
-    if resume and not config.use_lora and resume["path"].is_dir():
-        return resume["path"]
-    return find_base(config.base_model, models_root)
-
-
 def _check_source(source: SourceText, resume: CheckpointContent | None, mode: ResumeMode) -> None:
     if resume is None or mode is ResumeMode.WARM_START or resume["source_sha256"] is None:
         return
@@ -203,35 +132,15 @@ def _check_source(source: SourceText, resume: CheckpointContent | None, mode: Re
         )
 
 
-def _run_state(resume: CheckpointContent | None, mode: ResumeMode) -> RunState:
-    if resume is None or mode is ResumeMode.WARM_START:
-        return RunState()
-    return RunState(**{**resume["run"], "step": resume["step"]})
-
-
 def _restore(resume: CheckpointContent, model: LanguageModel, optimizer: torch.optim.Optimizer) -> None:
     saved = resume["optimizer_state_dict"]
     if isinstance(saved, dict) and "moments" in saved:
         restore_optimizer(optimizer, model, saved)
     elif saved is not None:
-        _restore_legacy_optimizer(optimizer, saved)
+        restore_legacy_optimizer(optimizer, saved)
     # Last of all: building a model and an optimizer draws from the generators.
     if resume["rng"]:
         restore_rng(resume["rng"])
-
-
-def _restore_legacy_optimizer(optimizer: torch.optim.Optimizer, saved: Any) -> None:
-    settings = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
-    try:
-        optimizer.load_state_dict(saved)
-        for parameter, moments in optimizer.state.items():
-            if any(moment.dim() and moment.shape != parameter.shape for moment in moments.values()):
-                raise ValueError(f"moments of another shape than {tuple(parameter.shape)}")
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        raise CheckpointMismatch(f"the checkpoint's optimizer state does not fit this model: {error}") from None
-    # The configuration decides rates and betas, so that overrides hold.
-    for group, kept in zip(optimizer.param_groups, settings, strict=True):
-        group.update(kept)
 
 
 def _saver(store: CheckpointStore, source: SourceText, identity: RunIdentity, meanwhile: Meanwhile) -> SaveRun:
@@ -255,7 +164,7 @@ def _saver(store: CheckpointStore, source: SourceText, identity: RunIdentity, me
             fence=identity.fence,
             parent=identity.parent,
             hashes={"config": _hash_of(config), "source": source.sha256},
-            versions=_versions(),
+            versions=versions(),
         )
         saved = save_checkpoint(store, manifest, partial(captured.write, meanwhile=meanwhile), meanwhile).manifest
         return CheckpointSaved(saved.step, saved.id, saved.name, saved.size_bytes, saved.train_loss, saved.val_loss)
@@ -265,13 +174,3 @@ def _saver(store: CheckpointStore, source: SourceText, identity: RunIdentity, me
 
 def _hash_of(config: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version(), "torch": torch.__version__}
-    for name in ("ratchet", "transformers", "peft"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found

@@ -8,85 +8,26 @@ is renamed, which is the moment it exists. Light: tensors are read and written b
 from __future__ import annotations
 
 import contextlib
-import math
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated, Any
-
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from typing import IO, TYPE_CHECKING
 
 from core import disk
 from core.disk import Meanwhile, nothing
 from core.errors import CheckpointCorrupt, CheckpointError, CheckpointNotFound
 from core.failpoints import failpoint
+from core.manifest import MANIFEST, Checkpoint, FileEntry, Manifest, read_manifest
 
 if TYPE_CHECKING:
     from core.state import CheckpointContent
 
-MANIFEST = "manifest.json"
-FORMAT = 1
 STAGING_PREFIX = "tmp-"
-END_OF_TIME = 253_402_300_799.0
-"""The last second of the year 9999, the last that ISO 8601 can write."""
-
-Count = Annotated[int, Field(ge=0, lt=2**63)]
-Moment = Annotated[float, Field(ge=0, le=END_OF_TIME)]
-
-
-class FileEntry(BaseModel):
-    """What a manifest says of one file."""
-
-    model_config = ConfigDict(frozen=True)
-
-    size: Count
-    sha256: str
-
-
-class Manifest(BaseModel):
-    """What a checkpoint says of itself; `files` proves the rest. Found on a disk it may say anything: it is checked."""
-
-    model_config = ConfigDict(frozen=True, protected_namespaces=())
-
-    id: str = Field(min_length=1, max_length=100)
-    name: str = Field(min_length=1, max_length=255)
-    step: Count
-    end_step: Count
-    model: str
-    source: str
-    created_at: Moment
-    config: dict[str, Any]
-    train_loss: float | None = None
-    val_loss: float | None = None
-    job_id: str | None = None
-    attempt: Count = 0
-    fence: Count = 0
-    parent: str | None = None
-    hashes: dict[str, str] = {}
-    versions: dict[str, str] = {}
-    files: dict[str, FileEntry] = {}
-    format: int = FORMAT
-
-    @field_validator("train_loss", "val_loss")
-    @classmethod
-    def _only_numbers(cls, loss: float | None) -> float | None:
-        return loss if loss is not None and math.isfinite(loss) else None
-
-    @property
-    def size_bytes(self) -> int:
-        """Size of all files the manifest lists."""
-        return sum(entry.size for entry in self.files.values())
-
-
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
-    """A published checkpoint: its folder and its manifest."""
-
-    path: Path
-    manifest: Manifest
+RETIRED_PREFIX = "tmp-gone-"
+PINNED = "PINNED"
+"""A file of this name in a checkpoint's folder keeps it from being retired; no manifest lists it."""
 
 
 class CheckpointStore:
@@ -161,45 +102,21 @@ class CheckpointStore:
         for left in self.root.glob(f"{STAGING_PREFIX}{job_id}-*"):
             shutil.rmtree(left, ignore_errors=True)
 
+    def retire(self, name: str) -> None:
+        """Remove a checkpoint: from one moment to the next it is not there, and then its files go.
 
-def new_manifest(
-    *, model: str, source: str, step: int, end_step: int, config: Mapping[str, Any], **more: Any
-) -> Manifest:
-    """A manifest with a fresh id and the name that belongs to it; `source` is a path or name."""
-    from core.io_utils import get_data_source_name
+        It may be gone already; what a process that was killed on the way left behind goes with the next one.
 
-    identity = secrets.token_hex(5)
-    name = f"checkpoint_{model}_{get_data_source_name(source)}_step{step:06d}_{identity}"
-    return Manifest(
-        id=identity,
-        name=name,
-        step=step,
-        end_step=end_step,
-        model=model,
-        source=source,
-        created_at=time.time(),
-        config=dict(config),
-        **more,
-    )
-
-
-def read_manifest(folder: Path) -> Checkpoint:
-    """The checkpoint in `folder`, its manifest checked, its files not yet read.
-
-    Raises:
-        CheckpointNotFound: there is no such folder.
-        CheckpointCorrupt: there is no manifest, or it cannot be understood.
-    """
-    if not folder.is_dir():
-        raise CheckpointNotFound(f"no checkpoint at '{folder}'")
-    try:
-        manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
-    except (OSError, ValidationError) as error:
-        reason = error.strerror if isinstance(error, OSError) else _first_complaint(error)
-        raise CheckpointCorrupt(f"checkpoint '{folder.name}' has no readable manifest: {reason}") from None
-    if manifest.format > FORMAT:
-        raise CheckpointCorrupt(f"checkpoint '{folder.name}' was written by a newer Ratchet (format {manifest.format})")
-    return Checkpoint(folder, manifest)
+        Raises:
+            OSError: the disk refused it.
+        """
+        failpoint("checkpoint.retiring")
+        with contextlib.suppress(FileNotFoundError):
+            (self.root / name).rename(self.root / f"{RETIRED_PREFIX}{name}")
+            disk.sync_folder(self.root)
+        failpoint("checkpoint.retired")
+        for left in self.root.glob(f"{RETIRED_PREFIX}*"):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def verify(checkpoint: Checkpoint, meanwhile: Meanwhile = nothing) -> None:
@@ -295,11 +212,6 @@ def close_checkpoint_log(log_file: IO[str], log_path: Path) -> Path:
 
 def _number(value: float | None) -> str:
     return "   —  " if value is None else f"{value:.4f}"
-
-
-def _first_complaint(error: ValidationError) -> str:
-    first = error.errors(include_url=False)[0]
-    return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}".removeprefix(": ")
 
 
 def _sealed(staged: Path, manifest: Manifest, meanwhile: Meanwhile) -> Manifest:

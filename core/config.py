@@ -96,6 +96,12 @@ class TrainingConfig(BaseModel):
     seed: int = Field(1337, ge=0, lt=2**63, description="Decides weights, batches, dropout.")
     enable_checkpoints: bool = Field(True, description="Save at each interval; the final one is saved too.")
     checkpoint_interval: int = Field(100, ge=1, le=10_000_000, description="Updates between checkpoints.")
+    keep_checkpoints: int = Field(
+        2,
+        ge=0,
+        le=1_000_000,
+        description="Latest checkpoints of a run to keep; the best and the pinned ones stay, too. 0 keeps all.",
+    )
     use_lr_warmup: bool = Field(True, description="Raise the rate linearly over `warmup_steps`.")
     warmup_steps: int = Field(100, ge=1, le=10_000_000, description="Updates until the peak rate is reached.")
     enable_output_to_file: bool = Field(True, description="Keep a script run's console output in a file.")

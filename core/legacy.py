@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from core.config import ENVIRONMENT, TrainingConfig
-from core.errors import CheckpointCorrupt, CheckpointNotFound, CheckpointUnsafe
+from core.errors import CheckpointCorrupt, CheckpointMismatch, CheckpointNotFound, CheckpointUnsafe
 from core.state import CheckpointContent
 
 MAX_BYTES = 64 << 30
@@ -42,6 +42,25 @@ def load(path: Path, device: str = "cpu") -> CheckpointContent:
     except (RuntimeError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise CheckpointCorrupt(f"'{path.name}' is not a readable checkpoint: {error}") from None
     return _content(path, said)
+
+
+def restore_legacy_optimizer(optimizer: torch.optim.Optimizer, saved: Any) -> None:
+    """Put back what the older scripts kept of their optimizer: torch's own form.
+
+    Raises:
+        CheckpointMismatch: it belongs to another model.
+    """
+    settings = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    try:
+        optimizer.load_state_dict(saved)
+        for parameter, moments in optimizer.state.items():
+            if any(moment.dim() and moment.shape != parameter.shape for moment in moments.values()):
+                raise ValueError(f"moments of another shape than {tuple(parameter.shape)}")
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise CheckpointMismatch(f"the checkpoint's optimizer state does not fit this model: {error}") from None
+    # The configuration decides rates and betas, so that overrides hold.
+    for group, kept in zip(optimizer.param_groups, settings, strict=True):
+        group.update(kept)
 
 
 def _check_container(path: Path) -> None:

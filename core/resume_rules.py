@@ -44,6 +44,7 @@ FREE = frozenset(
         "training_steps",
         "enable_checkpoints",
         "checkpoint_interval",
+        "keep_checkpoints",
         "enable_output_to_file",
         "device",
         "temperature",

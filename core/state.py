@@ -23,8 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from core.checkpointing import Checkpoint
 from core.errors import CheckpointCorrupt, CheckpointMismatch
+from core.manifest import Checkpoint
 from core.models import LanguageModel
 from core.tokenizer import CHARACTERS_FILE, Tokenizer, load_characters
 
@@ -43,6 +43,11 @@ class RunState:
     initial_train_loss: float | None = None
     last_checkpoint_train_loss: float | None = None
     evaluations: list[dict[str, float]] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, content: CheckpointContent) -> RunState:
+        """Where a checkpoint stands."""
+        return cls(**{**content["run"], "step": content["step"]})
 
     @property
     def last_evaluation(self) -> dict[str, float] | None:

@@ -6,10 +6,10 @@ from dataclasses import asdict
 from pathlib import PurePath
 from typing import Any
 
-from core.checkpointing import Manifest
 from core.config import TrainingConfig, config_to_dict, parse, resume_config
 from core.errors import Difference, SourceError
 from core.io_utils import get_data_source_name
+from core.manifest import Manifest
 from core.resume_rules import ResumeMode
 from jobs import catalog, queue
 from jobs.errors import IllegalTransition, JobBusy

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from sqlmodel import Session
 
-from core.checkpointing import Manifest, read_manifest
 from core.errors import CheckpointCorrupt, CheckpointError, CheckpointNotFound
+from core.manifest import Manifest, read_manifest
 from jobs import catalog
 from jobs.database import Database
 from jobs.tables import FINAL, Checkpoint, Job

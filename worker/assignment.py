@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from core.checkpointing import Checkpoint
+from core.manifest import Checkpoint
 from core.resume_rules import ResumeMode
 from jobs.tables import Job
 from worker.settings import WorkerSettings

@@ -97,7 +97,7 @@ class Models:
             return self._loaded[key]
 
     def _load(self, kind: str, name: str) -> tuple[LanguageModel, Tokenizer]:
-        from core.assembly import load_base, load_for_generation
+        from core.opening import load_base, load_for_generation
 
         if kind == "model":
             return load_base(name, self.settings.models)
@@ -105,7 +105,7 @@ class Models:
 
     def adopt(self, name: str) -> None:
         """Make a checkpoint of our own out of a legacy file, once."""
-        from core.assembly import adopt_legacy
+        from core.opening import adopt_legacy
 
         with self._lock:
             adopt_legacy(self._path(name), self.store, self.settings.models)

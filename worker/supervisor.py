@@ -15,9 +15,10 @@ from typing import Any
 
 from sqlmodel import Session
 
-from core.checkpointing import Checkpoint, CheckpointStore, first_whole
+from core.checkpointing import CheckpointStore, first_whole
 from core.errors import CheckpointNotFound, RatchetError
 from core.failpoints import failpoint
+from core.manifest import Checkpoint
 from jobs import lease
 from jobs.catalog import checkpoint_ids
 from jobs.database import Database

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from sqlmodel import Session, col, select
 
-from core.checkpointing import read_manifest, verify
+from core.checkpointing import verify
 from core.errors import CheckpointError
+from core.manifest import read_manifest
 from jobs import feed
 from jobs.tables import FINAL, HELD, TRANSITIONS, Checkpoint, Event, Job, State
 from tests.chaos.storm import Storm

@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from core.checkpointing import Checkpoint, CheckpointStore, new_manifest
+from core.checkpointing import CheckpointStore
 from core.config import TrainingConfig, config_to_dict
+from core.manifest import Checkpoint, new_manifest
 from core.sources import SourceFolder
 from jobs import feed, lease, queue
 from jobs.database import Database

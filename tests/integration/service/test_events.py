@@ -11,7 +11,7 @@ import httpx2
 import pytest
 from starlette.testclient import TestClient
 
-from core.checkpointing import Checkpoint
+from core.manifest import Checkpoint
 from jobs.lease import Failed
 from jobs.tables import Job
 from tests.integration.service.conftest import Enlist, Hand, Running, until

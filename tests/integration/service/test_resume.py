@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from core.checkpointing import Checkpoint
+from core.manifest import Checkpoint
 from jobs.lease import Stopped
 from jobs.tables import Job
 from service.settings import ServiceSettings

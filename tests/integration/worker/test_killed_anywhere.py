@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from core.assembly import assemble
-from core.checkpointing import Checkpoint, CheckpointStore, verify
+from core.checkpointing import CheckpointStore, verify
 from core.config import TrainingConfig, parse
+from core.manifest import Checkpoint
 from core.sources import SourceText
 from jobs.tables import FINAL, State
 from tests.integration.worker.conftest import TEXT, TINY, Bench

@@ -10,19 +10,16 @@ from typing import Any
 import pytest
 
 from core.checkpointing import (
-    MANIFEST,
     CheckpointStore,
-    Manifest,
     close_checkpoint_log,
     create_checkpoint_log_file,
     first_whole,
     load_checkpoint,
-    new_manifest,
-    read_manifest,
     verify,
     write_checkpoint_log,
 )
 from core.errors import CheckpointCorrupt, CheckpointNotFound, DiskFull, StorageError
+from core.manifest import MANIFEST, Manifest, new_manifest, read_manifest
 
 
 def manifest(step: int = 100, **given: Any) -> Manifest:

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from core.assembly import load_for_generation
 from core.checkpointing import load_checkpoint
 from core.config import config_to_dict, load_config_from_checkpoint
 from core.errors import CheckpointCorrupt, CheckpointMismatch, CheckpointUnsafe
 from core.generation import Completion, Sampling
+from core.opening import load_for_generation
 
 
 class Canary:

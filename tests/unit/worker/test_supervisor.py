@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from core.checkpointing import Checkpoint, CheckpointStore, new_manifest
+from core.checkpointing import CheckpointStore
+from core.manifest import Checkpoint, new_manifest
 from jobs import catalog, feed, queue
 from jobs.database import Database
 from jobs.queue import NewJob

@@ -1,0 +1,121 @@
+"""What a checkpoint says of itself: its manifest, found on a disk and believed only after a check. Light."""
+
+from __future__ import annotations
+
+import math
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from core.errors import CheckpointCorrupt, CheckpointNotFound
+from core.io_utils import get_data_source_name
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+END_OF_TIME = 253_402_300_799.0
+"""The last second of the year 9999, the last that ISO 8601 can write."""
+
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Moment = Annotated[float, Field(ge=0, le=END_OF_TIME)]
+
+
+class FileEntry(BaseModel):
+    """What a manifest says of one file."""
+
+    model_config = ConfigDict(frozen=True)
+
+    size: Count
+    sha256: str
+
+
+class Manifest(BaseModel):
+    """What a checkpoint says of itself; `files` proves the rest. Found on a disk it may say anything: it is checked."""
+
+    model_config = ConfigDict(frozen=True, protected_namespaces=())
+
+    id: str = Field(min_length=1, max_length=100)
+    name: str = Field(min_length=1, max_length=255)
+    step: Count
+    end_step: Count
+    model: str
+    source: str
+    created_at: Moment
+    config: dict[str, Any]
+    train_loss: float | None = None
+    val_loss: float | None = None
+    job_id: str | None = None
+    attempt: Count = 0
+    fence: Count = 0
+    parent: str | None = None
+    run: str | None = None
+    """What all checkpoints of one run have in common; a job's own id."""
+    hashes: dict[str, str] = {}
+    versions: dict[str, str] = {}
+    files: dict[str, FileEntry] = {}
+    format: int = FORMAT
+
+    @field_validator("train_loss", "val_loss")
+    @classmethod
+    def _only_numbers(cls, loss: float | None) -> float | None:
+        return loss if loss is not None and math.isfinite(loss) else None
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of all files the manifest lists."""
+        return sum(entry.size for entry in self.files.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A published checkpoint: its folder and its manifest."""
+
+    path: Path
+    manifest: Manifest
+
+
+def new_manifest(
+    *, model: str, source: str, step: int, end_step: int, config: Mapping[str, Any], **more: Any
+) -> Manifest:
+    """A manifest with a fresh id and the name that belongs to it; `source` is a path or name."""
+    identity = secrets.token_hex(5)
+    name = f"checkpoint_{model}_{get_data_source_name(source)}_step{step:06d}_{identity}"
+    return Manifest(
+        id=identity,
+        name=name,
+        step=step,
+        end_step=end_step,
+        model=model,
+        source=source,
+        created_at=time.time(),
+        config=dict(config),
+        **more,
+    )
+
+
+def read_manifest(folder: Path) -> Checkpoint:
+    """The checkpoint in `folder`, its manifest checked, its files not yet read.
+
+    Raises:
+        CheckpointNotFound: there is no such folder.
+        CheckpointCorrupt: there is no manifest, or it cannot be understood.
+    """
+    if not folder.is_dir():
+        raise CheckpointNotFound(f"no checkpoint at '{folder}'")
+    try:
+        manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
+    except (OSError, ValidationError) as error:
+        reason = error.strerror if isinstance(error, OSError) else _first_complaint(error)
+        raise CheckpointCorrupt(f"checkpoint '{folder.name}' has no readable manifest: {reason}") from None
+    if manifest.format > FORMAT:
+        raise CheckpointCorrupt(f"checkpoint '{folder.name}' was written by a newer Ratchet (format {manifest.format})")
+    return Checkpoint(folder, manifest)
+
+
+def _first_complaint(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}".removeprefix(": ")
