@@ -91,7 +91,17 @@ class TrainingConfig(BaseModel):
     training_steps: int = Field(1000, ge=1, le=10_000_000, description="Optimizer updates of this run.")
     learning_rate: float = Field(1e-3, gt=0, le=10, description="Peak rate of AdamW.")
     block_size: int = Field(128, ge=1, le=131_072, description="Tokens of context.")
-    batch_size: int = Field(16, ge=1, le=65_536, description="Sequences per update.")
+    batch_size: int = Field(16, ge=1, le=65_536, description="Sequences that go through the model at once.")
+    gradient_accumulation_steps: int = Field(1, ge=1, le=65_536, description="Batches whose gradients make one update.")
+    num_processes: int = Field(
+        1, ge=1, le=1024, description="Processes (ranks) that train together, each on batches of its own."
+    )
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        "fp32", description="Products are computed in it; weights stay in fp32."
+    )
+    deterministic: bool = Field(
+        False, description="On CUDA, only algorithms that repeat to the last bit, which are slower."
+    )
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout inside the model.")
     seed: int = Field(1337, ge=0, lt=2**63, description="Decides weights, batches, dropout.")
     enable_checkpoints: bool = Field(True, description="Save at each interval; the final one is saved too.")
@@ -118,6 +128,11 @@ class TrainingConfig(BaseModel):
         pattern=r"^(auto|cpu|mps|cuda(:\d{1,3})?)$",
         description="`auto` (the first of cuda, mps, cpu at hand), or one of them.",
     )
+
+    @property
+    def sequences_per_step(self) -> int:
+        """In one update: the batches of all ranks, accumulated."""
+        return self.batch_size * self.gradient_accumulation_steps * self.num_processes
 
     @model_validator(mode="before")
     @classmethod

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,6 +40,18 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def check_room(folder: Path, size_bytes: int) -> None:
+    """Begin nothing that cannot fit.
+
+    Raises:
+        OSError: ENOSPC, as writing it would in the end.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < size_bytes:
+        said = f"it takes about {size_bytes >> 20:,} MiB and {free >> 20:,} MiB are free"
+        raise OSError(errno.ENOSPC, said)
+
+
 def digest(path: Path, meanwhile: Meanwhile) -> str:
     """SHA-256 of a file, as hexadecimal digits."""
     found, chunk = hashlib.sha256(), memoryview(bytearray(CHUNK_BYTES))
@@ -52,10 +65,11 @@ def digest(path: Path, meanwhile: Meanwhile) -> str:
 
 def refusal_of(error: BaseException, name: str) -> StorageError | None:
     """What to tell the user if the disk is to blame; safetensors tells the number of an error in its text alone."""
-    told = re.search(r"\(os error (\d+)\)", str(error))
-    code = error.errno if isinstance(error, OSError) else int(told[1]) if told else None
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    code = error.errno if isinstance(error, OSError) else int(found[1]) if found else None
     if code in _FULL:
-        said = f"checkpoint '{name}' could not be saved: {os.strerror(code)}"
+        told = error.strerror if isinstance(error, OSError) else os.strerror(code)
+        said = f"checkpoint '{name}' could not be saved: {told}"
         return DiskFull(f"{said}; make room where the checkpoints are, then resume: the earlier ones are whole")
     if code in _BROKEN:
         return StorageError(f"checkpoint '{name}' could not be saved: {os.strerror(code)}; the earlier ones are kept")

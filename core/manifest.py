@@ -12,11 +12,16 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from core.errors import CheckpointCorrupt, CheckpointNotFound
+from core.errors import CheckpointCorrupt, CheckpointError, CheckpointNotFound
 from core.io_utils import get_data_source_name
+from core.outside import read_plain
 
 MANIFEST = "manifest.json"
 FORMAT = 1
+MAX_BYTES = 1 << 20
+"""It lists a dozen files and a configuration; a larger one is not read."""
+PINNED = "PINNED"
+"""A file of this name in a checkpoint's folder keeps it from being retired; no manifest lists it."""
 END_OF_TIME = 253_402_300_799.0
 """The last second of the year 9999, the last that ISO 8601 can write."""
 
@@ -56,6 +61,8 @@ class Manifest(BaseModel):
     """What all checkpoints of one run have in common; a job's own id."""
     hashes: dict[str, str] = {}
     versions: dict[str, str] = {}
+    surroundings: dict[str, str] = {}
+    """Where it was made, see `core.exactness`."""
     files: dict[str, FileEntry] = {}
     format: int = FORMAT
 
@@ -76,6 +83,26 @@ class Checkpoint:
 
     path: Path
     manifest: Manifest
+
+    @property
+    def step(self) -> int:
+        """Optimizer updates made."""
+        return self.manifest.step
+
+    @property
+    def created_at(self) -> float:
+        """Unix seconds."""
+        return self.manifest.created_at
+
+    @property
+    def val_loss(self) -> float | None:
+        """Measured at this step, in nats per token."""
+        return self.manifest.val_loss
+
+    @property
+    def pinned(self) -> bool:
+        """Whether a person asked for it to stay."""
+        return (self.path / PINNED).exists()
 
 
 def new_manifest(
@@ -107,9 +134,9 @@ def read_manifest(folder: Path) -> Checkpoint:
     if not folder.is_dir():
         raise CheckpointNotFound(f"no checkpoint at '{folder}'")
     try:
-        manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
-    except (OSError, ValidationError) as error:
-        reason = error.strerror if isinstance(error, OSError) else _first_complaint(error)
+        manifest = Manifest.model_validate_json(read_plain(folder / MANIFEST, MAX_BYTES))
+    except (CheckpointError, ValidationError) as error:
+        reason = error.message if isinstance(error, CheckpointError) else _first_complaint(error)
         raise CheckpointCorrupt(f"checkpoint '{folder.name}' has no readable manifest: {reason}") from None
     if manifest.format > FORMAT:
         raise CheckpointCorrupt(f"checkpoint '{folder.name}' was written by a newer Ratchet (format {manifest.format})")

@@ -6,11 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from core.config import TrainingConfig
-from core.data import TokenData
+from core.data import TokenData, batch
+from core.distributed import ALONE, Ranks
 from core.models import LanguageModel
 from core.models.bigram import BigramLanguageModel, BigramLanguageModelLoRA
+from core.precision import Precision
 from core.tokenizer import Tokenizer
 
 
@@ -25,10 +28,28 @@ class Parts:
     tokens: TokenData
     device: str
     block_size: int
+    precision: Precision
+    ranks: Ranks = ALONE
+    cautions: tuple[str, ...] = ()
+    """What else the user should know."""
+
+    @property
+    def tokens_per_step(self) -> int:
+        """In one update, of all ranks together."""
+        return self.config.sequences_per_step * self.block_size
+
+    def training_batch(self, step: int, number: int) -> tuple[Tensor, Tensor]:
+        """This rank's batch `number` of a step: inputs and the tokens that follow them, each (B, T).
+
+        Batches are counted through over steps, accumulation and ranks, so no two of them are the same.
+        """
+        config, ranks = self.config, self.ranks
+        index = (step * config.gradient_accumulation_steps + number) * ranks.world_size + ranks.rank
+        return batch(self.tokens.train, "train", index, config.seed, config.batch_size, self.block_size, self.device)
 
     def warnings(self) -> list[str]:
         """What the user should know before it begins."""
-        said = [self.tokens.warning] if self.tokens.warning else []
+        said = [*self.cautions, *([self.tokens.warning] if self.tokens.warning else [])]
         if self.block_size < self.config.block_size:
             said.append(
                 f"block_size {self.config.block_size} is more than the model's {self.block_size} positions; "
@@ -37,12 +58,15 @@ class Parts:
         return said
 
 
-def build_model(config: TrainingConfig, vocab_size: int | None = None, base: Path | None = None) -> LanguageModel:
+def build_model(
+    config: TrainingConfig, vocab_size: int | None = None, base: Path | None = None, *, mapped: bool = False
+) -> LanguageModel:
     """The model that `config` describes, on the CPU.
 
     Args:
         vocab_size: For a model from scratch, the tokenizer's.
         base: For GPT-2, the folder of the weights to start from; without it, `config.base_model` is looked up.
+        mapped: For GPT-2, leave the weights in their file's pages, see `GPT2Wrapper`.
 
     Raises:
         ModelUnavailable: the base cannot be had.
@@ -53,7 +77,7 @@ def build_model(config: TrainingConfig, vocab_size: int | None = None, base: Pat
 
         folder = base or find_base(config.base_model)
         lora = (config.use_lora, config.lora_rank, config.lora_alpha, config.lora_dropout)
-        return GPT2Wrapper(folder, *lora, dropout=config.dropout, base_name=config.base_model)
+        return GPT2Wrapper(folder, *lora, dropout=config.dropout, base_name=config.base_model, mapped=mapped)
     assert vocab_size is not None, "a model from scratch needs its tokenizer's vocabulary"
     shape = (vocab_size, config.block_size, config.n_embd, config.n_head, config.n_layer, config.dropout)
     if not config.use_lora:

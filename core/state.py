@@ -4,17 +4,18 @@
 | --- | --- |
 | weights | `model.safetensors`, or `adapter_model.safetensors` |
 | optimizer moments | `optimizer.safetensors`, keys `<parameter>::<moment>` |
-| optimizer settings, step, loss history, RNG states | `state.json` |
+| optimizer settings, step, loss history, fp16's scale, RNG states of every rank | `state.json` |
 | tokenizer, model configuration | their own files |
 
-The data position is the step itself, see `core.data`; the learning rate is a function of it.
+The data position is the step itself, see `core.data`, and so is the place in an accumulation, which never spans two
+steps; the learning rate is a function of it.
 """
 
 from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
@@ -23,14 +24,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from core.errors import CheckpointCorrupt, CheckpointMismatch
+from core.errors import CheckpointCorrupt, CheckpointMismatch, StorageError
 from core.manifest import Checkpoint
 from core.models import LanguageModel
+from core.outside import read_plain
 from core.tokenizer import CHARACTERS_FILE, Tokenizer, load_characters
+from core.weights import load_tensors
 
 OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_FILE = "state.json"
+MAX_STATE_BYTES = 64 << 20
+"""Half a million evaluations, beside the generators."""
 _SEPARATOR = "::"
+_SMALL_FILES_BYTES = 16 << 20
 
 
 @dataclass(slots=True)
@@ -67,7 +73,11 @@ class CheckpointContent(TypedDict):
     model_state_dict: dict[str, Tensor]
     optimizer_state_dict: Any
     run: dict[str, Any]
-    rng: dict[str, Any] | None
+    rng: list[dict[str, Any]] | None
+    scale: dict[str, Any]
+    versions: dict[str, str]
+    surroundings: dict[str, str]
+    hashes: dict[str, str]
     characters: list[str] | None
     source_sha256: str | None
 
@@ -83,27 +93,66 @@ class Snapshot:
     model: LanguageModel
     tokenizer: Tokenizer
 
-    def write(self, folder: Path, meanwhile: Callable[[], object] = lambda: None) -> None:
-        """Write every file of a checkpoint but its manifest; `meanwhile` is called after each large one."""
-        from safetensors.torch import save_file
+    @property
+    def size_bytes(self) -> int:
+        """About what it will take on the disk; the tensors are nearly all of it."""
+        tensors = [*self.weights.values(), *self.optimizer.values()]
+        return sum(tensor.nbytes for tensor in tensors) + _SMALL_FILES_BYTES
 
-        save_file(self.weights, folder / self.weights_file, metadata={"format": "pt"})
-        meanwhile()
-        save_file(self.optimizer, folder / OPTIMIZER_FILE)
-        meanwhile()
+    def write(self, folder: Path, meanwhile: Callable[[], object] = lambda: None) -> None:
+        """Write every file of a checkpoint but its manifest; `meanwhile` is called after each large one.
+
+        Raises:
+            StorageError: what was written does not read back as it was.
+        """
+        self._write_tensors(folder / self.weights_file, self.weights, meanwhile)
+        self._write_tensors(folder / OPTIMIZER_FILE, self.optimizer, meanwhile)
         (folder / STATE_FILE).write_text(json.dumps(self.plain))
         self.model.describe(folder)
         self.tokenizer.save(folder)
 
+    def _write_tensors(self, path: Path, tensors: dict[str, Tensor], meanwhile: Callable[[], object]) -> None:
+        """A manifest's hash proves that a file has not changed since; only this proves that it was right."""
+        from safetensors.torch import load_file, save_file
 
-def capture(model: LanguageModel, optimizer: torch.optim.Optimizer, tokenizer: Tokenizer, run: RunState) -> Snapshot:
-    """Copy the run's state to host memory."""
+        save_file(tensors, path, metadata={"format": "pt"})
+        meanwhile()
+        written = load_file(path)
+        for name, tensor in tensors.items():
+            if not _same_bytes(written[name], tensor):
+                raise StorageError(
+                    f"'{path.name}' of a checkpoint does not read back as it was written: {name} differs"
+                )
+        meanwhile()
+
+
+def capture(
+    model: LanguageModel,
+    optimizer: torch.optim.Optimizer,
+    tokenizer: Tokenizer,
+    run: RunState,
+    *,
+    rng: Sequence[dict[str, Any] | None] = (None,),
+    scale: dict[str, Any] | None = None,
+) -> Snapshot:
+    """Copy a run's state to host memory.
+
+    Args:
+        rng: Of each rank, see `rng_states`; None where nobody knows it.
+        scale: See `core.precision`.
+    """
     moments, settings = optimizer_state(optimizer, model)
     return Snapshot(
         weights_file=model.weights_file,
         weights={name: _copied(tensor) for name, tensor in model.tensors().items()},
         optimizer={name: _copied(tensor) for name, tensor in moments.items()},
-        plain={"run": asdict(run), "optimizer": settings, "rng": rng_states()},
+        plain={
+            "run": asdict(run),
+            "optimizer": settings,
+            "scale": scale or {},
+            "rng": rng[0],
+            "rng_of_others": list(rng[1:]),
+        },
         model=model,
         tokenizer=tokenizer,
     )
@@ -113,7 +162,7 @@ def read(checkpoint: Checkpoint, device: str) -> CheckpointContent:
     """The content of a verified checkpoint folder."""
     manifest, folder = checkpoint.manifest, checkpoint.path
     try:
-        plain = json.loads((folder / STATE_FILE).read_text())
+        plain = json.loads(read_plain(folder / STATE_FILE, MAX_STATE_BYTES))
         weights_file = next(
             name for name in ("model.safetensors", "adapter_model.safetensors") if name in manifest.files
         )
@@ -124,17 +173,21 @@ def read(checkpoint: Checkpoint, device: str) -> CheckpointContent:
             step=manifest.step,
             end_step=manifest.end_step,
             config=manifest.config,
-            model_state_dict=_load_tensors(folder / weights_file, device),
+            model_state_dict=load_tensors(folder / weights_file, device),
             optimizer_state_dict={
-                "moments": _load_tensors(folder / OPTIMIZER_FILE, device),
+                "moments": load_tensors(folder / OPTIMIZER_FILE, device),
                 "settings": plain["optimizer"],
             },
             run=plain["run"],
-            rng=plain["rng"],
+            rng=[plain["rng"], *plain.get("rng_of_others", [])] if plain["rng"] else None,
+            scale=plain.get("scale", {}),
+            versions=manifest.versions,
+            surroundings=manifest.surroundings,
+            hashes=manifest.hashes,
             characters=load_characters(folder).characters if CHARACTERS_FILE in manifest.files else None,
             source_sha256=manifest.hashes.get("source"),
         )
-    except (OSError, ValueError, KeyError, StopIteration) as error:
+    except (OSError, ValueError, KeyError, TypeError, StopIteration, RecursionError) as error:
         raise CheckpointCorrupt(f"checkpoint '{manifest.name}' cannot be read: {error!r}") from None
     return content
 
@@ -213,18 +266,15 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def _same_bytes(one: Tensor, other: Tensor) -> bool:
+    """NaN equals itself here."""
+    if one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    return torch.equal(one.contiguous().view(-1).view(torch.uint8), other.view(-1).view(torch.uint8))
+
+
 def _copied(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", copy=True).contiguous()
-
-
-def _load_tensors(path: Path, device: str) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return dict(load_file(path, device=device))
-    except SafetensorError as error:
-        raise CheckpointCorrupt(f"'{path.parent.name}/{path.name}' is no valid safetensors file: {error}") from None
 
 
 def _hex(state: Tensor) -> str:

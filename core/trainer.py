@@ -18,7 +18,7 @@ import torch
 from core.config import TrainingConfig
 from core.data import batch
 from core.errors import NonFiniteLoss, RatchetError
-from core.events import CheckpointSaved, Emit, Eval, Sample, Started, Step, Warned
+from core.events import Emit, Eval, Sample, Started, Step, Warned
 from core.failpoints import failpoint
 from core.generation import Completion, Sampling, final_prompt
 from core.models import LanguageModel
@@ -27,6 +27,7 @@ from core.pace import Clock, memory_bytes
 from core.parts import Parts
 from core.parts import build_model as build_model
 from core.parts import build_optimizer as build_optimizer
+from core.saving import Saver
 from core.state import RunState
 
 PROGRESS_EVERY = 25
@@ -34,7 +35,6 @@ CLIP_FULL = 1.0
 CLIP_LORA = 2.0
 
 ShouldStop = Callable[[], bool]
-SaveRun = Callable[["Trainer"], CheckpointSaved]
 
 
 class Outcome(StrEnum):
@@ -53,32 +53,41 @@ class Trainer:
         run: Where the run is; it moves on with every update.
         emit: Takes the run's events.
         should_stop: Asked at every step boundary.
-        save: Publishes a checkpoint of this run; None where nothing is kept.
+        saver: Keeps checkpoints of this run; None where nothing is kept.
     """
 
     parts: Parts
     run: RunState
     emit: Emit
     should_stop: ShouldStop
-    save: SaveRun | None = None
+    saver: Saver | None = None
     narrator: Narrator = field(init=False)
     clock: Clock = field(init=False)
     saved_step: int = field(init=False, default=-1)
 
     def __post_init__(self) -> None:
         self.narrator = Narrator(self.emit)
-        self.clock = Clock(self.parts.config.batch_size * self.parts.block_size)
+        self.clock = Clock(self.parts.tokens_per_step)
 
     def train(self) -> Outcome:
         """Make every update up to `end_step`, or stop at a step boundary when asked to."""
+        try:
+            return self.run_on()
+        except BaseException:
+            self.say_what_was_kept()
+            raise
+
+    def run_on(self) -> Outcome:
+        """The loop."""
         self.begin()
         while self.run.step < self.run.end_step:
-            if self.should_stop():
+            if self.parts.ranks.agree(self.should_stop()):
                 return self.stop()
             loss = self.update()
             self.report_progress_if_due(loss)
             self.evaluate_if_due()
             self.save_if_due()
+            self.report_saved()
         return self.finish()
 
     def begin(self) -> None:
@@ -105,33 +114,50 @@ class Trainer:
         self.parts.model.train()
 
     def update(self) -> float:
-        """One optimizer update on batch `step`.
+        """One optimizer update on the batches of this step.
 
         Returns:
-            The loss before it, in nats.
+            The mean loss before it, in nats.
 
         Raises:
             NonFiniteLoss: the weights are left as they were.
         """
-        config, parts, run = self.parts.config, self.parts, self.run
+        parts, run = self.parts, self.run
         self.clock.start()
-        rate = set_learning_rate(parts.optimizer, config, run.step)
-        ids_BT, targets_BT = batch(
-            parts.tokens.train, "train", run.step, config.seed, config.batch_size, parts.block_size, parts.device
-        )
-        _, loss = parts.model(ids_BT, targets_BT)
-        value = self.checked("loss", loss.item())
+        rate = set_learning_rate(parts.optimizer, parts.config, run.step)
         parts.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = self.checked("gradient norm", clip_gradients(parts.model, config))
+        loss = self.accumulate_gradients()
+        norm = self.finish_gradients()
         failpoint("trainer.updating")
-        parts.optimizer.step()
+        parts.precision.update(parts.optimizer)
         failpoint("trainer.updated")
         run.step += 1
-        run.tokens_seen += ids_BT.numel()
+        run.tokens_seen += parts.tokens_per_step
         self.clock.stop()
-        self.emit(Step(run.step, value, rate, norm, round(self.clock.tokens_per_second, 1), memory_bytes(parts.device)))
-        return value
+        self.emit(Step(run.step, loss, rate, norm, round(self.clock.tokens_per_second, 1), memory_bytes(parts.device)))
+        return loss
+
+    def accumulate_gradients(self) -> float:
+        """Add up the gradients of this rank's batches; returns the mean loss of all ranks' batches."""
+        parts, num_batches = self.parts, self.parts.config.gradient_accumulation_steps
+        total = 0.0
+        for number in range(num_batches):
+            ids_BT, targets_BT = parts.training_batch(self.run.step, number)
+            with parts.precision.computing():
+                _, loss = parts.model(ids_BT, targets_BT)
+            total += loss.item()
+            if not math.isfinite(total):
+                break
+            parts.precision.backward(loss if num_batches == 1 else loss / num_batches)
+        return self.checked("loss", parts.ranks.mean(total / num_batches))
+
+    def finish_gradients(self) -> float:
+        """Average over ranks, undo fp16's scale, clip; returns the norm before."""
+        parts = self.parts
+        parts.ranks.average_gradients(parts.model.parameters())
+        parts.precision.unscale(parts.optimizer)
+        norm = clip_gradients(parts.model, parts.config)
+        return norm if parts.precision.may_overflow(norm) else self.checked("gradient norm", norm)
 
     def checked(self, what: str, value: float) -> float:
         """The value, if it is a number: nothing else may reach the weights or a checkpoint.
@@ -167,6 +193,8 @@ class Trainer:
         Raises:
             NonFiniteLoss: the last checkpoint before it stays the newest.
         """
+        if not self.parts.ranks.leads:
+            return
         failpoint("trainer.evaluating")
         losses = estimate_loss(self.parts, self.should_stop)
         if losses is None:
@@ -186,27 +214,42 @@ class Trainer:
             self.keep()
 
     def keep(self) -> None:
-        """Publish a checkpoint of this step, once."""
-        if self.save is None or self.saved_step == self.run.step:
+        """Begin a checkpoint of this step, once; it is published while the run goes on."""
+        if self.saver is None or self.saved_step == self.run.step:
             return
+        self.report_saved(wait=True)
         if self.run.last_evaluation is not None:
             self.run.last_checkpoint_train_loss = self.run.last_evaluation["train_loss"]
-        saved = self.save(self)
+        self.saver.begin(self)
         self.saved_step = self.run.step
-        self.emit(saved)
-        self.narrator.saved(saved.name)
+
+    def report_saved(self, *, wait: bool = False) -> None:
+        """Tell of the checkpoint that has been published since the last call; what the disk refused is raised here."""
+        saved = self.saver.published(wait=wait) if self.saver else None
+        if saved:
+            self.emit(saved)
+            self.narrator.saved(saved.name)
+
+    def say_what_was_kept(self) -> None:
+        """The run ends on an error; a checkpoint under way is still published, and told of."""
+        try:
+            self.report_saved(wait=True)
+        except (RatchetError, OSError) as error:
+            self.emit(Warned(f"the checkpoint that was being saved is lost, too: {error}"))
 
     def stop(self) -> Outcome:
         """Keep what has been made."""
         self.keep()
+        self.report_saved(wait=True)
         self.narrator.stopped(self.run)
         return Outcome.STOPPED
 
     def finish(self) -> Outcome:
         """Keep the result, then let the model write something."""
         self.keep()
+        self.report_saved(wait=True)
         self.narrator.finished(self.run, self.clock.elapsed)
-        if self.parts.config.max_new_tokens:
+        if self.parts.config.max_new_tokens and self.parts.ranks.leads:
             self.sample_if_possible()
         return Outcome.FINISHED
 
@@ -259,7 +302,8 @@ def estimate_loss(parts: Parts, should_stop: ShouldStop = lambda: False) -> dict
                 ids_BT, targets_BT = batch(
                     tokens, stream, index, config.seed, config.batch_size, parts.block_size, parts.device
                 )
-                total += model(ids_BT, targets_BT)[1].item()
+                with parts.precision.computing():
+                    total += model(ids_BT, targets_BT)[1].item()
             means[name] = total / config.eval_iters
     model.train(was_training)
     return means

@@ -62,6 +62,7 @@ def config(gpt2_folder: Path) -> Callable[..., TrainingConfig]:
             "eval_interval": 4,
             "eval_iters": 1,
             "checkpoint_interval": 4,
+            "keep_checkpoints": 0,
             "block_size": 16,
             "batch_size": 2,
             "n_embd": 16,

@@ -234,13 +234,9 @@ def test_a_checkpoint_knows_its_parent_and_what_it_was_made_of(
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
-def test_a_run_shows_that_it_lives_between_its_stages_and_while_it_saves(
-    run: Any, config: Any, store: CheckpointStore, monkeypatch: pytest.MonkeyPatch, kind: str
+def test_a_run_shows_that_it_lives_between_its_stages(
+    run: Any, config: Any, store: CheckpointStore, kind: str
 ) -> None:
     signs: list[None] = []
-    monkeypatch.setattr("core.disk.CHUNK_BYTES", 1000)
-    trainer = run(config(kind), store=store, meanwhile=lambda: signs.append(None)).trainer
+    run(config(kind), store=store, meanwhile=lambda: signs.append(None))
     assert len(signs) >= 4
-    del signs[:]
-    trainer.save(trainer)
-    assert len(signs) >= next(iter(store)).manifest.size_bytes // 1000

@@ -1,0 +1,105 @@
+"""Killed at any moment and begun again, any number of times, equals never killed: to the last bit, by SIGKILL."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core.checkpointing import CheckpointStore, verify
+from tests.unit.core.conftest import KINDS
+
+SITES = [
+    *("trainer.updating", "trainer.updated", "trainer.evaluating"),
+    *("checkpoint.staged", "checkpoint.file", "checkpoint.manifest", "checkpoint.renaming", "checkpoint.renamed"),
+    *("checkpoint.published", "checkpoint.retiring", "checkpoint.retired"),
+]
+KILLS = 4
+WAYS: dict[str, dict[str, Any]] = {
+    "plainly": {},
+    "in bf16 with accumulation": {"precision": "bf16", "gradient_accumulation_steps": 2},
+    "in fp16": {"precision": "fp16"},
+    "in two ranks": {"num_processes": 2},
+    "in two ranks in bf16 with accumulation": {
+        "num_processes": 2,
+        "precision": "bf16",
+        "gradient_accumulation_steps": 2,
+    },
+}
+
+Outcome = dict[str, Any]
+CarryOut = Callable[[Path, dict[str, Any], list[Any]], Outcome]
+
+
+@pytest.fixture(scope="module")
+def carry_out() -> Iterator[CarryOut]:
+    """Runs a plan in a process that has imported torch and forks its attempts."""
+    command = [sys.executable, "-m", "tests.unit.core.attempts"]
+    runner = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert runner.stdin
+    assert runner.stdout
+
+    def carry_out(folder: Path, plan: dict[str, Any], kills: list[Any]) -> Outcome:
+        folder.mkdir()
+        runner.stdin.write(json.dumps({**plan, "folder": str(folder), "kills": kills}) + "\n")
+        runner.stdin.flush()
+        outcome: Outcome = json.loads(runner.stdout.readline())
+        assert "failed" not in outcome, outcome["failed"]
+        return outcome
+
+    yield carry_out
+    runner.stdin.close()
+    runner.wait(10)
+    runner.stdout.close()
+
+
+@pytest.fixture
+def plan(tmp_path: Path, config: Any, source: Any) -> Callable[..., dict[str, Any]]:
+    def plan(kind: str, **given: Any) -> dict[str, Any]:
+        settings = {"training_steps": 16, "checkpoint_interval": 2, "keep_checkpoints": 1, "dropout": 0.1, **given}
+        return {"config": config(kind, **settings).model_dump(mode="json"), "source": str(tmp_path / "sums.md")}
+
+    return plan
+
+
+def result(folder: Path) -> dict[str, Any]:
+    """The final checkpoint, file by file, and everything that was said of each step, the last word counting."""
+    store = CheckpointStore(folder / "checkpoints")
+    final = max(store, key=lambda item: item.step)
+    verify(final)
+    said: dict[str, Any] = {}
+    for line in (folder / "events").read_text().splitlines():
+        kind, data = json.loads(line)
+        said[f"{kind} {data.get('step')}"] = data
+    files = {name: entry.sha256 for name, entry in final.manifest.files.items()}
+    return {"step": final.step, "files": files, "said": said}
+
+
+@pytest.mark.parametrize("way", list(WAYS))
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_killed_anywhere_and_begun_again_equals_never_killed(
+    carry_out: CarryOut, plan: Callable[..., dict[str, Any]], tmp_path: Path, kind: str, way: str
+) -> None:
+    chance = random.Random(f"{kind} {way}")
+    kills = [f"{chance.choice(SITES)}:kill@{chance.randint(1, 2)}" for _ in range(KILLS)]
+    wanted = plan(kind, **WAYS[way])
+    carry_out(tmp_path / "undisturbed", wanted, [])
+    outcome = carry_out(tmp_path / "killed", wanted, kills)
+    assert outcome["num_killed"] == KILLS
+    assert result(tmp_path / "killed") == result(tmp_path / "undisturbed")
+
+
+def test_killed_at_random_moments_equals_never_killed(
+    carry_out: CarryOut, plan: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    chance = random.Random(7)
+    wanted = plan("from_scratch", training_steps=60, gradient_accumulation_steps=2)
+    carry_out(tmp_path / "undisturbed", wanted, [])
+    carry_out(tmp_path / "killed", wanted, [chance.uniform(0.02, 0.4) for _ in range(12)])
+    assert result(tmp_path / "killed") == result(tmp_path / "undisturbed")
