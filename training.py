@@ -11,12 +11,13 @@ import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from core.checkpointing import (
     CheckpointStore,
     close_checkpoint_log,
     create_checkpoint_log_file,
-    load_checkpoint,
+    load_whole,
     write_checkpoint_log,
 )
 from core.config import (
@@ -27,7 +28,7 @@ from core.config import (
     parse_mode,
 )
 from core.errors import CheckpointPathMissing, RatchetError
-from core.events import CheckpointSaved, Event, Log, Resumed, Warned
+from core.events import CheckpointSaved, Emit, Event, Log, Resumed, Warned
 from core.io_utils import (
     generate_output_filename,
     get_data_source_name,
@@ -38,6 +39,10 @@ from core.io_utils import (
 )
 from core.processes import wait_politely
 from core.sources import read_source
+
+if TYPE_CHECKING:
+    from core.distributed import Ranks
+    from core.trainer import Trainer
 
 
 def main(env: Mapping[str, str] = os.environ, *, must_resume: bool = False) -> int:
@@ -72,8 +77,11 @@ class Console:
     def __init__(self, env: Mapping[str, str], must_resume: bool) -> None:
         self.env = env
         self.path = checkpoint_path(env, must_resume)
-        self.checkpoint = load_checkpoint(self.path) if self.path else None
+        self.checkpoint, self.warning = load_whole(self.path) if self.path else (None, None)
         self.differences: list[str] = []
+        if env.get("WORLD_SIZE"):
+            # torchrun has decided how many there are.
+            env = {**env, "NUM_PROCESSES": env["WORLD_SIZE"]}
         if self.checkpoint:
             self.config, differences = load_config_from_checkpoint(self.checkpoint, env)
             self.differences = [str(item) for item in differences]
@@ -82,10 +90,21 @@ class Console:
         self.stopping = False
 
     def run(self) -> None:
+        """Train, alone or with the other ranks; only the first of them shows and keeps anything."""
+        from core.distributed import together
+
+        another = [sys.executable, str(Path(__file__).resolve())]
+        with together(self.config.num_processes, self.config.device, another, self.env) as ranks:
+            if ranks.leads:
+                self.lead(ranks)
+            else:
+                self.follow(ranks)
+
+    def lead(self, ranks: Ranks) -> None:
         """Train with stdout captured, and keep the output in a file if the configuration says so."""
         tee, original = setup_stdout_capture(self.config.enable_output_to_file)
         try:
-            model_name, first, last = self.train()
+            model_name, first, last = self.train(ranks)
         finally:
             restore_stdout(original)
         if tee:
@@ -93,27 +112,23 @@ class Console:
             kept = write_output_file(self.config.output_dir / name, config_to_dict(self.config), tee.captured())
             print(f"📝 Output kept in {kept}")
 
-    def train(self) -> tuple[str, int, int]:
-        """Train; returns the model's name and the first and last step."""
-        from core.assembly import RunIdentity, assemble
+    def follow(self, ranks: Ranks) -> None:
+        """Train as another rank leads, which also decides what Ctrl-C means."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        self.assemble(ranks, lambda _: None).train()
 
+    def train(self, ranks: Ranks) -> tuple[str, int, int]:
+        """Train; returns the model's name and the first and last step."""
         config = self.config
         for folder in (config.checkpoint_dir, config.log_dir, config.output_dir):
             folder.mkdir(parents=True, exist_ok=True)
-        trainer = assemble(
-            config.training(),
-            read_source(source_path(config.source)),
-            self.show,
-            self.should_stop,
-            store=CheckpointStore(config.checkpoint_dir) if config.enable_checkpoints else None,
-            identity=RunIdentity(parent=self.checkpoint["id"] if self.checkpoint else None),
-            resume=self.checkpoint,
-            mode=parse_mode(self.env.get("RESUME_MODE") or "extend"),
-        )
+        trainer = self.assemble(ranks, self.show)
         model_name, first = get_model_name(trainer.parts.model), trainer.run.step
         source = get_data_source_name(config.source)
         resumed = self.checkpoint is not None
         self.log_file, log_path = create_checkpoint_log_file(config.log_dir, model_name, source, resumed, first)
+        if self.warning:
+            self.show(Warned(self.warning))
         if self.checkpoint:
             self.show(Resumed(0, first, self.checkpoint["name"]))
         signal.signal(signal.SIGINT, self.stop_at_step)
@@ -123,6 +138,24 @@ class Console:
             signal.signal(signal.SIGINT, signal.default_int_handler)
             close_checkpoint_log(self.log_file, log_path)
         return model_name, first, trainer.run.step
+
+    def assemble(self, ranks: Ranks, emit: Emit) -> Trainer:
+        """The run as configured."""
+        from core.assembly import assemble
+        from core.saving import RunIdentity
+
+        config = self.config
+        return assemble(
+            config.training(),
+            read_source(source_path(config.source)),
+            emit,
+            self.should_stop,
+            store=CheckpointStore(config.checkpoint_dir) if config.enable_checkpoints else None,
+            identity=RunIdentity(parent=self.checkpoint["id"] if self.checkpoint else None),
+            resume=self.checkpoint,
+            mode=parse_mode(self.env.get("RESUME_MODE") or "extend"),
+            ranks=ranks,
+        )
 
     def show(self, event: Event) -> None:
         """Print an event's line, and note checkpoints in their log."""

@@ -2,61 +2,36 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import secrets
-from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import Any
 
-from core.checkpointing import CheckpointStore, save_checkpoint
-from core.config import TrainingConfig, config_to_dict
+from core.checkpointing import CheckpointStore
+from core.config import TrainingConfig
 from core.data import TokenData, prepare_data_and_tokenizer, prepare_gpt2_data
 from core.devices import select_device
 from core.disk import Meanwhile
 from core.distributed import ALONE, Ranks
-from core.errors import CheckpointMismatch, GenerationError
-from core.events import CheckpointSaved, Emit
-from core.exactness import be_deterministic, departures, surroundings, versions, warning_of
+from core.errors import CheckpointMismatch, Difference, GenerationError
+from core.events import Emit
+from core.exactness import be_deterministic, departures, surroundings, warning_of
+from core.fingerprints import OF_BASE, base_changed, of_base
 from core.legacy import restore_legacy_optimizer
-from core.manifest import Manifest, new_manifest
 from core.models import LanguageModel
 from core.models.gpt2 import GPT2Wrapper
 from core.opening import base_folder
 from core.parts import Parts, build_model, build_optimizer
 from core.precision import Precision
 from core.resume_rules import ResumeMode
-from core.retention import superseded
-from core.saving import BackgroundWriter
+from core.saving import RunIdentity, RunSaver
 from core.sources import SourceText
 from core.state import (
     CheckpointContent,
     RunState,
-    capture,
     restore_optimizer,
     restore_rng,
-    rng_states,
     seed_everything,
 )
 from core.tokenizer import CharacterTokenizer, Tokenizer
 from core.trainer import ShouldStop, Trainer
-
-
-@dataclass(frozen=True, slots=True)
-class RunIdentity:
-    """Who a run is, as its checkpoints will say."""
-
-    job_id: str | None = None
-    attempt: int = 0
-    fence: int = 0
-    parent: str | None = None
-    own: str = field(default_factory=lambda: f"run_{secrets.token_hex(8)}")
-
-    @property
-    def run(self) -> str:
-        """What all checkpoints of this run say."""
-        return self.job_id or self.own
 
 
 def assemble(
@@ -90,7 +65,8 @@ def assemble(
     be_deterministic(device, config.deterministic)
     seed_everything(config.seed)
     _check_source(source, resume, mode)
-    model, tokenizer, tokens = _model_and_data(config, source, resume, models_root, meanwhile)
+    base = _base(config, resume, models_root, meanwhile)
+    model, tokenizer, tokens = _model_and_data(config, source, resume, base, meanwhile)
     meanwhile()
     if resume:
         model.load_tensors(resume["model_state_dict"])
@@ -111,6 +87,7 @@ def assemble(
         block_size=min(config.block_size, model.max_context),
         precision=Precision(config.precision, device),
         ranks=ranks,
+        base=base,
         cautions=_cautions(resume, config, device, ranks) if resume and goes_on else (),
     )
     run = RunState.of(resume) if resume and goes_on else RunState()
@@ -118,7 +95,7 @@ def assemble(
     if resume and goes_on:
         _restore(resume, parts)
     meanwhile()
-    saver = _RunSaver(store, source, identity or RunIdentity(), meanwhile) if store else None
+    saver = RunSaver(store, source, identity or RunIdentity(), meanwhile) if store else None
     trainer = Trainer(parts, run, emit, should_stop, saver)
     if goes_on:
         # This step is kept already; a run that stops before its first update needs no second copy.
@@ -126,16 +103,27 @@ def assemble(
     return trainer
 
 
+def _base(
+    config: TrainingConfig, resume: CheckpointContent | None, models_root: Path | None, meanwhile: Meanwhile
+) -> Path | None:
+    """The folder of pretrained weights that the run starts from, if it does."""
+    if config.model_type != "gpt2":
+        return None
+    base = base_folder(config, resume, models_root)
+    meanwhile()
+    if resume and config.use_lora:
+        _check_base(base, config, resume, meanwhile)
+    return base
+
+
 def _model_and_data(
     config: TrainingConfig,
     source: SourceText,
     resume: CheckpointContent | None,
-    models_root: Path | None,
+    base: Path | None,
     meanwhile: Meanwhile,
 ) -> tuple[LanguageModel, Tokenizer, TokenData]:
-    if config.model_type == "gpt2":
-        base = base_folder(config, resume, models_root)
-        meanwhile()
+    if base:
         model = build_model(config, base=base)
         assert isinstance(model, GPT2Wrapper)
         meanwhile()
@@ -160,6 +148,16 @@ def _check_source(source: SourceText, resume: CheckpointContent | None, mode: Re
         )
 
 
+def _check_base(base: Path, config: TrainingConfig, resume: CheckpointContent, meanwhile: Meanwhile) -> None:
+    """Adapters say nothing without the very weights that they were trained on."""
+    saved = {name: resume["hashes"][name] for name in OF_BASE if name in resume["hashes"]}
+    if not saved:
+        return
+    now = of_base(base, meanwhile)
+    if changed := [Difference(name, value, now[name]) for name, value in saved.items() if now[name] != value]:
+        raise base_changed(config.base_model, resume["name"], changed)
+
+
 def _restore(resume: CheckpointContent, parts: Parts) -> None:
     saved = resume["optimizer_state_dict"]
     if isinstance(saved, dict) and "moments" in saved:
@@ -177,67 +175,3 @@ def _cautions(resume: CheckpointContent, config: TrainingConfig, device: str, ra
     now = surroundings(device, ranks.world_size, config.deterministic)
     has_generators = bool(resume["rng"])
     return tuple(warning_of(departures(resume["versions"], resume["surroundings"], now, has_generators=has_generators)))
-
-
-class _RunSaver:
-    """Keeps the checkpoints of one run; of several ranks, the first one writes."""
-
-    def __init__(self, store: CheckpointStore, source: SourceText, identity: RunIdentity, meanwhile: Meanwhile) -> None:
-        self._store = store
-        self._source = source
-        self._identity = identity
-        self._writer = BackgroundWriter(meanwhile)
-
-    def begin(self, trainer: Trainer) -> None:
-        """Copy the state, and begin to write it."""
-        rng = trainer.parts.ranks.gather(rng_states())
-        if not trainer.parts.ranks.leads:
-            return
-        parts = trainer.parts
-        scale = parts.precision.state()
-        captured = capture(parts.model, parts.optimizer, parts.tokenizer, trainer.run, rng=rng, scale=scale)
-        manifest = self._manifest(trainer.parts, trainer.run)
-
-        def publish(meanwhile: Meanwhile) -> CheckpointSaved:
-            write = partial(captured.write, meanwhile=meanwhile)
-            saved = save_checkpoint(self._store, manifest, write, meanwhile, size_bytes=captured.size_bytes).manifest
-            self._retire(trainer.parts.config.keep_checkpoints)
-            return CheckpointSaved(saved.step, saved.id, saved.name, saved.size_bytes, saved.train_loss, saved.val_loss)
-
-        self._writer.begin(publish)
-
-    def published(self, *, wait: bool = False) -> CheckpointSaved | None:
-        """See `core.saving.Saver`."""
-        return self._writer.finished(wait=wait)
-
-    def _retire(self, keep: int) -> None:
-        """A job's checkpoints are in a ledger, and retired by whoever writes there."""
-        if self._identity.job_id is None:
-            for item in superseded(self._store.of_run(self._identity.run), keep):
-                self._store.retire(item.manifest.name)
-
-    def _manifest(self, parts: Parts, run: RunState) -> Manifest:
-        config, identity = config_to_dict(parts.config), self._identity
-        # Only what was measured at this very step is this checkpoint's.
-        last = run.last_evaluation if run.last_evaluation and run.last_evaluation["step"] == run.step else {}
-        return new_manifest(
-            model=parts.model.name,
-            source=self._source.name,
-            step=run.step,
-            end_step=run.end_step,
-            config=config,
-            train_loss=last.get("train_loss"),
-            val_loss=last.get("val_loss"),
-            job_id=identity.job_id,
-            attempt=identity.attempt,
-            fence=identity.fence,
-            parent=identity.parent,
-            run=identity.run,
-            hashes={"config": _hash_of(config), "source": self._source.sha256},
-            versions=versions(),
-            surroundings=surroundings(parts.device, parts.ranks.world_size, parts.config.deterministic),
-        )
-
-
-def _hash_of(config: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()

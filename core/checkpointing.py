@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 STAGING_PREFIX = "tmp-"
 RETIRED_PREFIX = "tmp-gone-"
-PINNED = "PINNED"
-"""A file of this name in a checkpoint's folder keeps it from being retired; no manifest lists it."""
 
 
 class CheckpointStore:
@@ -40,19 +38,23 @@ class CheckpointStore:
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def publish(self, manifest: Manifest, write: Callable[[Path], None], meanwhile: Meanwhile = nothing) -> Checkpoint:
+    def publish(
+        self, manifest: Manifest, write: Callable[[Path], None], meanwhile: Meanwhile = nothing, *, size_bytes: int = 0
+    ) -> Checkpoint:
         """Make a checkpoint exist, whole or not at all.
 
         Args:
             manifest: Everything but `files`, which is read off what `write` wrote.
             write: Puts the files into the folder it is given.
+            size_bytes: What they will take; where there is less room, nothing is begun.
 
         Raises:
             DiskFull, StorageError: the disk refused it, and nothing of it is left there.
         """
-        staged = self.root / f"{STAGING_PREFIX}{manifest.job_id or 'script'}-{manifest.id}"
+        staged = self.root / f"{STAGING_PREFIX}{manifest.run or 'script'}-{manifest.id}"
         try:
             staged.mkdir(parents=True)
+            disk.check_room(staged, size_bytes)
             failpoint("checkpoint.staged")
             write(staged)
             complete = _sealed(staged, manifest, meanwhile)
@@ -97,6 +99,10 @@ class CheckpointStore:
         mine = [item for item in self if item.manifest.job_id == job_id]
         return sorted(mine, key=lambda item: item.manifest.step, reverse=True)
 
+    def of_run(self, run: str) -> list[Checkpoint]:
+        """What one run has left, the newest first."""
+        return [item for item in self if item.run == run]
+
     def sweep(self, job_id: str) -> None:
         """Remove what killed saves of a job left unpublished; to be called by the job's holder alone."""
         for left in self.root.glob(f"{STAGING_PREFIX}{job_id}-*"):
@@ -115,8 +121,31 @@ class CheckpointStore:
             (self.root / name).rename(self.root / f"{RETIRED_PREFIX}{name}")
             disk.sync_folder(self.root)
         failpoint("checkpoint.retired")
+        self.sweep_retired()
+
+    def sweep_retired(self) -> None:
+        """Remove the files of retired checkpoints that a killed process left."""
         for left in self.root.glob(f"{RETIRED_PREFIX}*"):
             shutil.rmtree(left, ignore_errors=True)
+
+
+def looks_whole(checkpoint: Checkpoint) -> bool:
+    """Whether every file is there in its size; none is read, so an altered one may look whole."""
+    try:
+        check_sizes(checkpoint)
+    except CheckpointCorrupt:
+        return False
+    return True
+
+
+def check_sizes(checkpoint: Checkpoint) -> None:
+    """Compare every file's size with the manifest, which takes no time.
+
+    Raises:
+        CheckpointCorrupt: names the first file that is missing or of another size.
+    """
+    for name in checkpoint.manifest.files:
+        _check_size(checkpoint, name)
 
 
 def verify(checkpoint: Checkpoint, meanwhile: Meanwhile = nothing) -> None:
@@ -125,17 +154,12 @@ def verify(checkpoint: Checkpoint, meanwhile: Meanwhile = nothing) -> None:
     Raises:
         CheckpointCorrupt: names the first file that is missing, of another size, or altered.
     """
-    called = f"checkpoint '{checkpoint.manifest.name}'"
     for name, expected in checkpoint.manifest.files.items():
-        path = checkpoint.path / name
-        if Path(name).name != name or not path.is_file() or path.is_symlink():
-            raise CheckpointCorrupt(f"{called} lacks its file {name}")
-        try:
-            intact = path.stat().st_size == expected.size and disk.digest(path, meanwhile) == expected.sha256
-        except OSError as error:
-            raise CheckpointCorrupt(f"{called} cannot be read: {name}: {error.strerror}") from None
-        if not intact:
-            raise CheckpointCorrupt(f"{called} is damaged: {name} is not what was saved")
+        _check_size(checkpoint, name)
+        with _readable(checkpoint, name):
+            found = disk.digest(checkpoint.path / name, meanwhile)
+        if found != expected.sha256:
+            raise _damaged(checkpoint, name)
 
 
 def first_whole(
@@ -154,10 +178,15 @@ def first_whole(
 
 
 def save_checkpoint(
-    store: CheckpointStore, manifest: Manifest, write: Callable[[Path], None], meanwhile: Meanwhile = nothing
+    store: CheckpointStore,
+    manifest: Manifest,
+    write: Callable[[Path], None],
+    meanwhile: Meanwhile = nothing,
+    *,
+    size_bytes: int = 0,
 ) -> Checkpoint:
-    """Publish a checkpoint; `write` is `core.state.Snapshot.write`."""
-    return store.publish(manifest, write, meanwhile)
+    """Publish a checkpoint; `write` and `size_bytes` are `core.state.Snapshot`'s."""
+    return store.publish(manifest, write, meanwhile, size_bytes=size_bytes)
 
 
 def load_checkpoint(path: str | Path, device: str = "cpu", meanwhile: Meanwhile = nothing) -> CheckpointContent:
@@ -180,6 +209,31 @@ def load_checkpoint(path: str | Path, device: str = "cpu", meanwhile: Meanwhile 
     checkpoint = read_manifest(folder)
     verify(checkpoint, meanwhile)
     return read(checkpoint, device)
+
+
+def load_whole(path: str | Path, device: str = "cpu") -> tuple[CheckpointContent, str | None]:
+    """As `load_checkpoint`; in place of one that is damaged, the newest whole one that its run made before.
+
+    Returns:
+        The content, and what the user is to be told if it is not what they named.
+
+    Raises:
+        CheckpointNotFound, CheckpointCorrupt, CheckpointUnsafe: neither can be had.
+    """
+    try:
+        return load_checkpoint(path, device), None
+    except CheckpointCorrupt as damage:
+        folder = Path(path).with_suffix("") if Path(path).suffix == ".pt" else Path(path)
+        try:
+            named = read_manifest(folder)
+        except CheckpointError:
+            raise damage from None
+        earlier, _ = first_whole(
+            item for item in CheckpointStore(folder.parent).of_run(named.run) if item.step < named.step
+        )
+        if earlier is None:
+            raise CheckpointCorrupt(f"{damage.message}, and no earlier one of its run is whole") from None
+        return load_checkpoint(earlier.path, device), f"{damage.message}; {earlier.path.name} is taken instead"
 
 
 def create_checkpoint_log_file(
@@ -208,6 +262,29 @@ def close_checkpoint_log(log_file: IO[str], log_path: Path) -> Path:
     """Close the log and return where it is."""
     log_file.close()
     return log_path
+
+
+def _check_size(checkpoint: Checkpoint, name: str) -> None:
+    path = checkpoint.path / name
+    if Path(name).name != name or not path.is_file() or path.is_symlink():
+        raise CheckpointCorrupt(f"checkpoint '{checkpoint.manifest.name}' lacks its file {name}")
+    with _readable(checkpoint, name):
+        size = path.stat().st_size
+    if size != checkpoint.manifest.files[name].size:
+        raise _damaged(checkpoint, name)
+
+
+@contextlib.contextmanager
+def _readable(checkpoint: Checkpoint, name: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        said = f"checkpoint '{checkpoint.manifest.name}' cannot be read: {name}: {error.strerror}"
+        raise CheckpointCorrupt(said) from None
+
+
+def _damaged(checkpoint: Checkpoint, name: str) -> CheckpointCorrupt:
+    return CheckpointCorrupt(f"checkpoint '{checkpoint.manifest.name}' is damaged: {name} is not what was saved")
 
 
 def _number(value: float | None) -> str:

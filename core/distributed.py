@@ -1,7 +1,7 @@
 """Ranks: several processes that train one model together, each on its own part of every batch.
 
-Who a process is comes from the variables that torchrun sets (`RANK`, `WORLD_SIZE`, …), or from `Peers`, which starts
-the other ranks itself. Rank 0 speaks, saves and decides; the others follow.
+Who a process is comes from the variables that torchrun sets (`RANK`, `WORLD_SIZE`, …); without it, rank 0 starts the
+others itself. Rank 0 speaks, saves and decides; the others follow.
 
 Gradients are averaged in one flat buffer and always in the same order. DistributedDataParallel would be faster, but
 lays its buckets out anew after its first step, so that a resumed run would add in another order than one that ran on.
@@ -10,21 +10,27 @@ lays its buckets out anew after its first step, so that a resumed run would add 
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
-import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from core.devices import select_device
+from core.errors import ConfigError, DeviceUnavailable
+from core.processes import exit_with_parent, num_cores
+
 RENDEZVOUS_VARIABLE = "RATCHET_RENDEZVOUS"
+LEADER_VARIABLE = "RATCHET_LEADER"
+LEAVE_SECONDS = 10.0
 TIMEOUT = timedelta(minutes=30)
 """A rank may wait for as long as another one evaluates or saves; one that dies is noticed at once."""
 
@@ -79,13 +85,48 @@ class Ranks:
         dist.all_gather_object(values, value)
         return values
 
-    def leave(self) -> None:
-        """Take leave of the others, once nothing is asked of them any more."""
-        if self.world_size > 1 and dist.is_initialized():
-            dist.destroy_process_group()
-
 
 ALONE = Ranks()
+
+
+def is_follower(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether this process is a rank that another one leads."""
+    return int(environment.get("RANK") or 0) > 0
+
+
+@contextmanager
+def together(
+    num_processes: int,
+    wanted_device: str,
+    command: Sequence[str],
+    environment: Mapping[str, str] = os.environ,
+    *,
+    said: str = "",
+) -> Iterator[Ranks]:
+    """This process among the ranks of a run, all of which are there when it begins and gone when it ends.
+
+    Args:
+        num_processes: Ranks in all. Where torchrun, or this function in another process, has started them, they are
+            joined; else the others are started here.
+        wanted_device: As in `TrainingConfig.device`; on CUDA each rank has a GPU of its own.
+        command: Starts another rank, which is to call this function with the same arguments.
+        said: What each of those is told on standard input.
+
+    Raises:
+        DeviceUnavailable, ConfigError: this machine has no room for so many.
+    """
+    if num_processes == 1:
+        yield ALONE
+        return
+    _share_cores(num_processes, environment)
+    if is_follower(environment) and LEADER_VARIABLE in environment:
+        exit_with_parent(signal.SIGKILL, parent=int(environment[LEADER_VARIABLE]))
+    if "WORLD_SIZE" in environment:
+        yield from _joined(environment, wanted_device)
+        return
+    _check_room(num_processes)
+    with Peers(command, num_processes, environment, said) as told:
+        yield from _joined(told, wanted_device)
 
 
 def join(device: str, environment: Mapping[str, str] = os.environ) -> Ranks:
@@ -111,55 +152,85 @@ def join(device: str, environment: Mapping[str, str] = os.environ) -> Ranks:
 
 @dataclass
 class Peers:
-    """Starts the other ranks of this process, and ends them with it.
+    """The other ranks of this process, which start and end with it.
 
     Args:
         command: Runs one rank.
         world_size: Ranks in all, this process among them.
+        environment: What they have beside the variables that make them ranks.
         said: What each is told on standard input.
     """
 
     command: Sequence[str]
     world_size: int
+    environment: Mapping[str, str]
     said: str = ""
     _processes: list[subprocess.Popen[str]] = field(default_factory=list)
-    _folder: tempfile.TemporaryDirectory[str] | None = None
+    _folder: tempfile.TemporaryDirectory[str] = field(init=False)
 
-    def __enter__(self) -> Self:
-        if self.world_size == 1:
-            return self
+    def __enter__(self) -> dict[str, str]:
+        """Start them; returns the environment of rank 0."""
         self._folder = tempfile.TemporaryDirectory(prefix="ratchet-ranks-")
-        told = {"WORLD_SIZE": str(self.world_size), RENDEZVOUS_VARIABLE: str(Path(self._folder.name) / "store")}
-        for rank in range(1, self.world_size):
-            environment = {**os.environ, **told, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-            process = subprocess.Popen(self.command, env=environment, stdin=subprocess.PIPE, text=True)
+        meeting = str(Path(self._folder.name) / "meeting")
+        ranks = [
+            {
+                **self.environment,
+                "WORLD_SIZE": str(self.world_size),
+                RENDEZVOUS_VARIABLE: meeting,
+                LEADER_VARIABLE: str(os.getpid()),
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+            }
+            for rank in range(self.world_size)
+        ]
+        for environment in ranks[1:]:
+            process = subprocess.Popen(
+                self.command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+            )
             self._processes.append(process)
             assert process.stdin
             with suppress(BrokenPipeError):  # Its death is noticed where it is missed.
                 process.stdin.write(self.said)
                 process.stdin.close()
-        os.environ.update({**told, "RANK": "0", "LOCAL_RANK": "0"})
-        return self
+        return ranks[0]
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         for process in self._processes:
-            if kind is not None:
-                process.kill()
+            if kind is None:
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(LEAVE_SECONDS)
+            process.kill()
             process.wait()
-        if self._folder:
-            self._folder.cleanup()
+        self._folder.cleanup()
 
 
-def is_follower(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether this process is a rank that somebody else leads."""
-    return int(environment.get("RANK") or 0) > 0
+def _joined(environment: Mapping[str, str], wanted_device: str) -> Iterator[Ranks]:
+    ranks = join(_device_of_rank(environment, wanted_device), environment)
+    try:
+        yield ranks
+    finally:
+        dist.destroy_process_group()
 
 
-def is_led_from_outside(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether a launcher such as torchrun has made all ranks already."""
-    return int(environment.get("WORLD_SIZE") or 1) > 1
+def _device_of_rank(environment: Mapping[str, str], wanted: str) -> str:
+    device = select_device(wanted)
+    if not device.startswith("cuda"):
+        return device
+    number = int(environment.get("LOCAL_RANK") or 0)
+    if number >= torch.cuda.device_count():
+        raise DeviceUnavailable(
+            f"each process needs a GPU of its own, and this one sees {torch.cuda.device_count()}", field="num_processes"
+        )
+    torch.cuda.set_device(number)
+    return f"cuda:{number}"
 
 
-def this_program(*arguments: str) -> list[str]:
-    """The command that runs another process of this interpreter."""
-    return [sys.executable, *arguments]
+def _share_cores(num_processes: int, environment: Mapping[str, str]) -> None:
+    """Ranks of one machine would wait for each other's threads."""
+    if not environment.get("OMP_NUM_THREADS"):
+        torch.set_num_threads(max(1, num_cores() // num_processes))
+
+
+def _check_room(num_processes: int) -> None:
+    if not torch.cuda.is_available() and num_processes > num_cores():
+        raise ConfigError([("num_processes", f"must be at most {num_cores()}, the cores of this machine")])

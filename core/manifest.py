@@ -85,6 +85,11 @@ class Checkpoint:
     manifest: Manifest
 
     @property
+    def run(self) -> str:
+        """The same for all checkpoints of one run; those of the first release know their job, or only themselves."""
+        return self.manifest.run or self.manifest.job_id or self.manifest.id
+
+    @property
     def step(self) -> int:
         """Optimizer updates made."""
         return self.manifest.step

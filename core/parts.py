@@ -30,6 +30,8 @@ class Parts:
     block_size: int
     precision: Precision
     ranks: Ranks = ALONE
+    base: Path | None = None
+    """The folder of the pretrained weights, if it began with such."""
     cautions: tuple[str, ...] = ()
     """What else the user should know."""
 

@@ -47,3 +47,8 @@ def wait_politely() -> None:
     """Apply `POLITE` to this process, unless its user decided otherwise."""
     for name, value in POLITE.items():
         os.environ.setdefault(name, value)
+
+
+def num_cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

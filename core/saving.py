@@ -6,12 +6,30 @@ at the next step boundary, so that no run goes on for long without what it belie
 
 from __future__ import annotations
 
+import hashlib
+import json
+import secrets
 import threading
 from collections.abc import Callable
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
 
+from core.checkpointing import CheckpointStore, save_checkpoint
+from core.config import config_to_dict
 from core.disk import Meanwhile, nothing
 from core.events import CheckpointSaved
+from core.exactness import surroundings, versions
+from core.fingerprints import of_alphabet, of_base
+from core.manifest import Manifest, new_manifest
+from core.parts import Parts
+from core.retention import superseded
+from core.sources import SourceText
+from core.state import RunState, capture, rng_states
+from core.tokenizer import CharacterTokenizer
+
+if TYPE_CHECKING:
+    from core.trainer import Trainer
 
 LOOK_SECONDS = 0.2
 
@@ -83,3 +101,97 @@ class BackgroundWriter:
 
     def _show_life(self) -> None:
         self._num_signs += 1
+
+
+@dataclass(frozen=True, slots=True)
+class RunIdentity:
+    """Who a run is, as its checkpoints will say."""
+
+    job_id: str | None = None
+    attempt: int = 0
+    fence: int = 0
+    parent: str | None = None
+    own: str = field(default_factory=lambda: f"run_{secrets.token_hex(8)}")
+
+    @property
+    def run(self) -> str:
+        """What all checkpoints of this run say."""
+        return self.job_id or self.own
+
+
+class RunSaver:
+    """Keeps the checkpoints of one run; of several ranks, the first one writes."""
+
+    def __init__(self, store: CheckpointStore, source: SourceText, identity: RunIdentity, meanwhile: Meanwhile) -> None:
+        self._tokenizer_and_base: dict[str, str] | None = None
+        self._store = store
+        self._source = source
+        self._identity = identity
+        self._writer = BackgroundWriter(meanwhile)
+
+    def begin(self, trainer: Trainer) -> None:
+        """Copy the state, and begin to write it."""
+        rng = trainer.parts.ranks.gather(rng_states())
+        if not trainer.parts.ranks.leads:
+            return
+        parts = trainer.parts
+        scale = parts.precision.state()
+        captured = capture(parts.model, parts.optimizer, parts.tokenizer, trainer.run, rng=rng, scale=scale)
+        manifest = self._manifest(trainer.parts, trainer.run)
+
+        def publish(meanwhile: Meanwhile) -> CheckpointSaved:
+            hashes = {**manifest.hashes, **self._identify(trainer.parts, meanwhile)}
+            complete = manifest.model_copy(update={"hashes": hashes})
+            write = partial(captured.write, meanwhile=meanwhile)
+            saved = save_checkpoint(self._store, complete, write, meanwhile, size_bytes=captured.size_bytes).manifest
+            self._retire(trainer.parts.config.keep_checkpoints)
+            return CheckpointSaved(saved.step, saved.id, saved.name, saved.size_bytes, saved.train_loss, saved.val_loss)
+
+        self._writer.begin(publish)
+
+    def published(self, *, wait: bool = False) -> CheckpointSaved | None:
+        """See `core.saving.Saver`."""
+        return self._writer.finished(wait=wait)
+
+    def _identify(self, parts: Parts, meanwhile: Meanwhile) -> dict[str, str]:
+        """Of the tokenizer and, where only adapters are kept, of what they belong to; once for all of a run."""
+        if self._tokenizer_and_base is None:
+            if isinstance(parts.tokenizer, CharacterTokenizer):
+                self._tokenizer_and_base = {"tokenizer": of_alphabet(parts.tokenizer.characters)}
+            elif parts.base and parts.config.use_lora:
+                self._tokenizer_and_base = of_base(parts.base, meanwhile)
+            else:
+                self._tokenizer_and_base = {}
+        return self._tokenizer_and_base
+
+    def _retire(self, keep: int) -> None:
+        """A job's checkpoints are in a ledger, and retired by whoever writes there."""
+        if self._identity.job_id is None:
+            for item in superseded(self._store.of_run(self._identity.run), keep):
+                self._store.retire(item.manifest.name)
+
+    def _manifest(self, parts: Parts, run: RunState) -> Manifest:
+        config, identity = config_to_dict(parts.config), self._identity
+        # Only what was measured at this very step is this checkpoint's.
+        last = run.last_evaluation if run.last_evaluation and run.last_evaluation["step"] == run.step else {}
+        return new_manifest(
+            model=parts.model.name,
+            source=self._source.name,
+            step=run.step,
+            end_step=run.end_step,
+            config=config,
+            train_loss=last.get("train_loss"),
+            val_loss=last.get("val_loss"),
+            job_id=identity.job_id,
+            attempt=identity.attempt,
+            fence=identity.fence,
+            parent=identity.parent,
+            run=identity.run,
+            hashes={"config": _hash_of(config), "source": self._source.sha256},
+            versions=versions(),
+            surroundings=surroundings(parts.device, parts.ranks.world_size, parts.config.deterministic),
+        )
+
+
+def _hash_of(config: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()

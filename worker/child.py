@@ -17,18 +17,23 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from core.checkpointing import CheckpointStore, load_checkpoint
 from core.config import TrainingConfig, parse
+from core.disk import nothing
 from core.errors import DiskFull, RatchetError, StorageError
 from core.events import Event, Resumed, to_json
 from core.failpoints import failpoint
 from core.processes import exit_with_parent
 from core.resume_rules import ResumeMode
-from core.sources import SourceFolder
+from core.sources import SourceFolder, SourceText
 from worker.assignment import Assignment
 from worker.stop import StopSign
+
+if TYPE_CHECKING:
+    from core.distributed import Ranks
+    from core.state import CheckpointContent
 
 PIPE_VARIABLE = "RATCHET_EVENT_PIPE"
 PARENT_VARIABLE = "RATCHET_SUPERVISOR"
@@ -71,6 +76,8 @@ def main() -> int:
     signal.signal(signal.SIGTERM, stop.set)
     # Ctrl-C in a terminal reaches every process there; only the worker decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if PIPE_VARIABLE not in os.environ:
+        return follow()
     # A supervisor that takes it for hung asks where it stands; the answer goes to standard error, from any state.
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     pipe = Pipe(int(os.environ.pop(PIPE_VARIABLE)))
@@ -82,10 +89,20 @@ def main() -> int:
     return 0
 
 
+def follow() -> int:
+    """Train as another rank leads: it says what there is to say, and decides when to stop."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        train(Assignment.from_line(sys.stdin.readline()), None, lambda: False)
+    except RatchetError:
+        return 1  # The leader has it, too, and says so.
+    return 0
+
+
 def attempt(assignment: Assignment, pipe: Pipe, stop: StopSign) -> Said:
     """Train, and put into words how it ended."""
     try:
-        outcome = train(assignment, pipe, stop)
+        outcome = train(assignment, pipe, stop.is_set)
         failpoint("child.finished")
     except DiskFull as error:
         return "halt", {"code": error.code, "message": error.message}
@@ -112,27 +129,53 @@ def warm_up(pulse: Callable[[], None]) -> None:
         from transformers import GPT2LMHeadModel  # noqa: F401  # for its imports alone
 
 
-def train(assignment: Assignment, pipe: Pipe, stop: StopSign) -> str:
-    """Run the assignment's training; returns how it ended, `finished` or `stopped`."""
-    from core.assembly import RunIdentity, assemble
+def train(assignment: Assignment, pipe: Pipe | None, is_stopped: Callable[[], bool]) -> str:
+    """Run the assignment's training; returns how it ended, `finished` or `stopped`.
 
-    def should_stop() -> bool:
-        pipe.pulse()
-        return stop.is_set()
+    Args:
+        pipe: Takes what the run says; a rank that follows has none.
+    """
+    from core.distributed import together
 
     if assignment.visible_devices is not None:
         # CUDA reads this when it is initialised, which imports do not do; torch, too, reads it anew until then.
         os.environ["CUDA_VISIBLE_DEVICES"] = assignment.visible_devices
+    pulse = pipe.pulse if pipe else nothing
     failpoint("child.begun")
-    resume = load_checkpoint(assignment.resume, meanwhile=pipe.pulse) if assignment.resume else None
+    # All ranks have read it before the first one may retire it.
+    resume = load_checkpoint(assignment.resume, meanwhile=pulse) if assignment.resume else None
     config = parse(TrainingConfig, assignment.config)
-    pipe.pulse()
+    pulse()
     source = SourceFolder(Path(assignment.sources)).read(config.source)
-    pipe.pulse()
+    pulse()
+    another = [sys.executable, "-m", "worker.child"]
+    environment = {**os.environ, PARENT_VARIABLE: str(os.getpid())}
+    line = assignment.to_line()
+    with together(config.num_processes, config.device, another, environment, said=line) as ranks:
+        return _run(assignment, config, source, resume, ranks, pipe, is_stopped)
+
+
+def _run(
+    assignment: Assignment,
+    config: TrainingConfig,
+    source: SourceText,
+    resume: CheckpointContent | None,
+    ranks: Ranks,
+    pipe: Pipe | None,
+    is_stopped: Callable[[], bool],
+) -> str:
+    from core.assembly import assemble
+    from core.saving import RunIdentity
+
+    def should_stop() -> bool:
+        if pipe:
+            pipe.pulse()
+        return is_stopped()
+
     trainer = assemble(
         config,
         source,
-        pipe.emit,
+        pipe.emit if pipe else lambda _: None,
         should_stop,
         store=CheckpointStore(Path(assignment.checkpoints)),
         identity=RunIdentity(assignment.job_id, assignment.attempt, assignment.fence, assignment.parent),
@@ -140,9 +183,10 @@ def train(assignment: Assignment, pipe: Pipe, stop: StopSign) -> str:
         mode=ResumeMode(assignment.mode),
         end_step=assignment.end_step,
         models_root=Path(assignment.models),
-        meanwhile=pipe.pulse,
+        ranks=ranks,
+        meanwhile=pipe.pulse if pipe else nothing,
     )
-    if resume or assignment.has_begun:
+    if pipe and (resume or assignment.has_begun):
         pipe.emit(Resumed(assignment.attempt, trainer.run.step, resume["name"] if resume else None))
     return trainer.train()
 

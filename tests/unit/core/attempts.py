@@ -18,12 +18,13 @@ from typing import Any
 import torch
 
 from core import distributed
-from core.assembly import RunIdentity, assemble
+from core.assembly import assemble
 from core.checkpointing import CheckpointStore, first_whole, load_checkpoint
 from core.config import TrainingConfig, parse
 from core.events import Event
 from core.failpoints import VARIABLE
 from core.processes import exit_with_parent
+from core.saving import RunIdentity
 from core.sources import read_source
 
 RUN = "run_killed"
@@ -115,7 +116,6 @@ def _train(plan: dict[str, Any]) -> None:
             end_step=config.training_steps,
             ranks=ranks,
         ).train()
-    ranks.leave()
 
 
 _MEASURED = frozenset({"tokens_per_second", "memory_bytes"})

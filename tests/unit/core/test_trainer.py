@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 import torch
 
-from core.assembly import RunIdentity
 from core.checkpointing import CheckpointStore, load_checkpoint
 from core.errors import NonFiniteLoss
+from core.saving import RunIdentity
 from core.trainer import Outcome, build_optimizer, clip_gradients, estimate_loss, learning_rate
 from tests.unit.core.conftest import KINDS
 
@@ -234,9 +234,7 @@ def test_a_checkpoint_knows_its_parent_and_what_it_was_made_of(
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
-def test_a_run_shows_that_it_lives_between_its_stages(
-    run: Any, config: Any, store: CheckpointStore, kind: str
-) -> None:
+def test_a_run_shows_that_it_lives_between_its_stages(run: Any, config: Any, store: CheckpointStore, kind: str) -> None:
     signs: list[None] = []
     run(config(kind), store=store, meanwhile=lambda: signs.append(None))
     assert len(signs) >= 4

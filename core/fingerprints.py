@@ -1,0 +1,62 @@
+"""What identifies the base that adapters were trained on: with another tokenizer, shape or weight it is none. Light."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from core.disk import Meanwhile, digest, nothing
+from core.errors import CheckpointMismatch, Difference
+
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "added_tokens.json", "tokenizer.model")
+"""What decides which ids a text becomes; notes of the library that wrote them do not."""
+
+OF_BASE = ("tokenizer", "architecture", "base_weights")
+"""Under these names a checkpoint of adapters keeps them."""
+
+SHAPE_FILES = ("config.json",)
+
+
+def of_base(folder: Path, meanwhile: Meanwhile = nothing) -> dict[str, str]:
+    """SHA-256 of a base's `tokenizer`, `architecture` and `base_weights`; the last takes seconds for large ones.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    weights = sorted(path.name for path in folder.glob("*.safetensors"))
+    return {**of_small_files(folder), "base_weights": _of_files(folder, weights, meanwhile)}
+
+
+def of_small_files(folder: Path) -> dict[str, str]:
+    """Those that take no time: `tokenizer` and `architecture`.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    return {"tokenizer": _of_files(folder, TOKENIZER_FILES), "architecture": _of_files(folder, SHAPE_FILES)}
+
+
+def of_alphabet(characters: Iterable[str]) -> str:
+    """SHA-256 of a character tokenizer: its characters in the order of their ids."""
+    return hashlib.sha256("".join(characters).encode()).hexdigest()
+
+
+def _of_files(folder: Path, names: Iterable[str], meanwhile: Meanwhile = nothing) -> str:
+    found = hashlib.sha256()
+    for name in names:
+        if (folder / name).is_file():
+            found.update(f"{name} {digest(folder / name, meanwhile)}\n".encode())
+    return found.hexdigest()
+
+
+def base_changed(base: str, checkpoint: str, changed: Sequence[Difference]) -> CheckpointMismatch:
+    """What to tell the user, naming what differs."""
+    what = " and ".join(item.field.removeprefix("base_") for item in changed)
+    return CheckpointMismatch(
+        f"base model '{base}' is not what the adapters of checkpoint '{checkpoint}' were trained on: its {what} "
+        "changed; put the old files back, or start a fresh run on the new ones",
+        field="base_model",
+        differences=changed,
+        forbidden=changed,
+    )
