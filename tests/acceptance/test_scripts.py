@@ -184,3 +184,49 @@ def test_ctrl_c_saves_at_the_next_step(folder: Path) -> None:
     assert "🛑 Stopped at step" in rest
     assert "💾 Checkpoint saved" in rest
     assert checkpoints(folder)
+
+
+@pytest.mark.parametrize("num_processes", ["1", "2"])
+def test_a_script_killed_twice_and_resumed_by_hand_ends_as_if_never_killed(folder: Path, num_processes: str) -> None:
+    run = {
+        "TEST_MODE": "1",
+        "TRAINING_STEPS": "40",
+        "CHECKPOINT_INTERVAL": "10",
+        "DROPOUT": "0.1",
+        "PRECISION": "bf16",
+        "GRADIENT_ACCUMULATION_STEPS": "2",
+        "NUM_PROCESSES": num_processes,
+        "OMP_NUM_THREADS": "1",
+        "MAX_NEW_TOKENS": "0",
+    }
+    assert script(folder, CHECKPOINT_DIR="undisturbed", **run).returncode == 0
+    assert script(folder, **run, RATCHET_FAILPOINT="trainer.updated:kill@25").returncode == -9
+    resumed = {name: value for name, value in run.items() if name != "TRAINING_STEPS"}
+    killed = script(
+        folder, CHECKPOINT_PATH=checkpoints(folder)[-1].name, **resumed, RATCHET_FAILPOINT="trainer.updating:kill@15"
+    )
+    assert killed.returncode == -9
+    done = script(folder, CHECKPOINT_PATH=str(checkpoints(folder)[-1]), **resumed)
+    assert done.returncode == 0, done.stderr
+    assert "📂 Going on from" in done.stdout
+    assert "not bit-exact" not in done.stdout
+    [undisturbed] = (folder / "undisturbed").glob("checkpoint_*step000040*")
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        assert (checkpoints(folder)[-1] / name).read_bytes() == (undisturbed / name).read_bytes()
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before_it_and_says_so(folder: Path) -> None:
+    run = {"TEST_MODE": "1", "TRAINING_STEPS": "20", "CHECKPOINT_INTERVAL": "10", "MAX_NEW_TOKENS": "0"}
+    script(folder, **run)
+    earlier, latest = checkpoints(folder)
+    (latest / "model.safetensors").write_bytes((latest / "model.safetensors").read_bytes()[:-1])
+    done = script(folder, CHECKPOINT_PATH=str(latest), RESUME_STEPS="5", MAX_NEW_TOKENS="0")
+    assert done.returncode == 0, done.stderr
+    assert f"⚠️  checkpoint '{latest.name}' is damaged: model.safetensors is not what was saved; {earlier.name} is" in (
+        done.stdout
+    )
+    assert "steps 10 → 15" in done.stdout
+
+
+def test_more_processes_than_cores_are_one_sentence(folder: Path) -> None:
+    assert "num_processes: must be at most" in one_sentence(script(folder, NUM_PROCESSES="999"))
