@@ -145,6 +145,8 @@ class Console:
         from core.saving import RunIdentity
 
         config = self.config
+        if ranks.leads:
+            CheckpointStore(config.checkpoint_dir).sweep_abandoned()
         return assemble(
             config.training(),
             read_source(source_path(config.source)),

@@ -16,12 +16,14 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 from urllib.parse import quote
 
 import httpx2
 
+from client.downloads import unpack
 from client.errors import ServiceUnreachable, not_ratchet, problem_in, problem_of
 from client.events import PATIENCE_SECONDS, SILENCE_SECONDS, Event, JobStream
 from client.settings import ClientSettings
@@ -30,6 +32,9 @@ from client.sse import Parser
 RETRY_WAITS_SECONDS = (0.2, 0.6, 1.2)
 
 GENERATION_SECONDS = 600.0
+
+DOWNLOAD_SECONDS = 300.0
+"""Without a byte, until a download is given up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,9 +139,55 @@ class Ratchet:
                 yield Event(after, item["kind"], item["data"])
             more = bool(page["has_more"])
 
+    def metrics(self, job_id: str, **options: Any) -> dict[str, Any]:
+        """A job's loss by step: `points`, `evaluations`, `segments`; `options` are `points` (how many at most),
+        `after_step` and `lineage` (also the runs that it went on from)."""
+        return self._send("GET", f"/jobs/{_segment(job_id)}/metrics", params=_given(options))
+
+    def metrics_csv(self, job_id: str, **options: Any) -> str:
+        """The same as CSV, a header first."""
+        params = {**_given(options), "format": "csv"}
+        return self._answer("GET", f"/jobs/{_segment(job_id)}/metrics", params=params).text
+
     def checkpoints(self, *, limit: int = 20, **filters: Any) -> list[dict[str, Any]]:
         """The newest checkpoints first; `filters` are `after`, `job`, `source`, `model`, `order`."""
         return self._list("/checkpoints", {"limit": limit, **filters})
+
+    def checkpoint(self, ref: str) -> dict[str, Any]:
+        """One checkpoint (id, name or `latest`) with its manifest and its lineage."""
+        return self._get(f"/checkpoints/{_segment(ref)}")
+
+    def pin(self, ref: str) -> dict[str, Any]:
+        """Keep a checkpoint (id or name), whatever comes after it."""
+        return self._send("POST", f"/checkpoints/{_segment(ref)}/pin")
+
+    def unpin(self, ref: str) -> dict[str, Any]:
+        """Let it go again when newer ones supersede it."""
+        return self._send("DELETE", f"/checkpoints/{_segment(ref)}/pin")
+
+    def delete_checkpoint(self, ref: str) -> None:
+        """Remove a checkpoint (id or name) for good.
+
+        Raises:
+            ApiError: 409 if it is pinned or an unfinished job needs it, 410 if it is gone already.
+        """
+        self._answer("DELETE", f"/checkpoints/{_segment(ref)}")
+
+    def download(self, ref: str, to: str | Path = ".") -> Path:
+        """Fetch a checkpoint; returns its folder, which is in `to` and whole.
+
+        Raises:
+            ClientError: it could not be fetched or written; nothing of it is left then.
+        """
+        found = self.checkpoint(ref)
+        path = f"/checkpoints/{_segment(found['id'])}/download"
+        # The service compares every file before it begins to send.
+        timeout = httpx2.Timeout(DOWNLOAD_SECONDS, connect=5.0)
+        with self._reaching(), self._http.stream("GET", path, timeout=timeout) as answer:
+            if answer.is_error:
+                answer.read()
+                raise problem_of(answer)
+            return unpack(answer.iter_bytes(), str(found["name"]), Path(to))
 
     def generate(self, checkpoint: str, prompt: str, **settings: Any) -> dict[str, Any]:
         """Let a checkpoint go on from a prompt; `settings` are `max_new_tokens`, `temperature`, `stop` and so on."""
@@ -163,6 +214,11 @@ class Ratchet:
                 elif message.event == "done":
                     return
         raise ServiceUnreachable(self.url, "the answer broke off")
+
+    def export(self, checkpoint: str, **settings: Any) -> dict[str, Any]:
+        """Write a checkpoint as a Hugging Face folder below the models root; `settings` are `name` and `merge`."""
+        path = f"/checkpoints/{_segment(checkpoint)}/export"
+        return self._send("POST", path, json=settings, timeout=GENERATION_SECONDS)
 
     def sources(self) -> list[dict[str, Any]]:
         """The training texts at hand."""
@@ -194,20 +250,22 @@ class Ratchet:
         return self._send("GET", path)
 
     def _list(self, path: str, params: Mapping[str, Any]) -> list[dict[str, Any]]:
-        given = {name: value for name, value in params.items() if value is not None}
-        items: list[dict[str, Any]] = self._send("GET", path, params=given)["data"]
+        items: list[dict[str, Any]] = self._send("GET", path, params=_given(params))["data"]
         return items
 
     def _send(
         self, method: str, path: str, *, headers: Mapping[str, str] | None = None, **request: Any
     ) -> dict[str, Any]:
+        return _object_in(
+            self._answer(method, path, headers={"Accept": "application/json", **(headers or {})}, **request)
+        )
+
+    def _answer(self, method: str, path: str, **request: Any) -> httpx2.Response:
         with self._reaching():
-            answer = self._http.request(
-                method, path, headers={"Accept": "application/json", **(headers or {})}, **request
-            )
+            answer = self._http.request(method, path, **request)
         if answer.is_error:
             raise problem_of(answer)
-        return _object_in(answer)
+        return answer
 
     @contextmanager
     def _reaching(self) -> Iterator[None]:
@@ -216,6 +274,11 @@ class Ratchet:
             yield
         except httpx2.TransportError as error:
             raise ServiceUnreachable(self.url, str(error) or type(error).__name__) from None
+
+
+def _given(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Without those that were left out."""
+    return {name: value for name, value in params.items() if value is not None}
 
 
 def _segment(name: str) -> str:

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from client.command_name import command_name
-from client.commands import models, overview, processes, runs
+from client.commands import keeping, models, overview, processes, runs
 from client.errors import ApiError, ClientError, ServiceUnreachable, UnusableSetting
 
 EXIT_REFUSED = 1
@@ -27,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for part in (processes, runs, models, overview):
+for part in (processes, runs, models, keeping, overview):
     app.registered_commands += part.app.registered_commands
 
 

@@ -15,6 +15,7 @@ from client.api import Ratchet
 from client.command_name import command_name
 from client.errors import JobFailed
 from client.events import Event
+from core.config import tokens_per_step
 from core.events import line_of, printable
 
 FINAL_STATES = frozenset({"succeeded", "failed", "cancelled"})
@@ -54,7 +55,7 @@ class LiveView:
 
     def __init__(self, console: Console, job: dict[str, Any]) -> None:
         config = job["config"]
-        self._tokens_per_step = config["batch_size"] * config["block_size"]
+        self._tokens_per_step = tokens_per_step(config)
         self._name = job["name"]
         self._start = self._end = 0
         self._progress = Progress(

@@ -64,6 +64,19 @@ def checkpoints(items: Sequence[Row], width: int) -> Table:
     )
 
 
+def steps(items: Sequence[Row], width: int) -> Table:
+    """Points of a loss curve."""
+    return _table(
+        items,
+        width,
+        Column("step", lambda item: str(item["step"])),
+        Column("loss", lambda item: wording.loss(item["loss"])),
+        Column("learning rate", lambda item: wording.small(item["lr"])),
+        Column("gradient norm", lambda item: wording.small(item["grad_norm"])),
+        Column("tok/s", lambda item: wording.rate(item["tokens_per_second"]), is_extra=True),
+    )
+
+
 def sources(items: Sequence[Row], width: int) -> Table:
     """Training texts with their sizes, or why they cannot be used."""
     return _table(

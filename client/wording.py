@@ -15,6 +15,11 @@ def loss(value: float | None) -> str:
     return MISSING if value is None else f"{value:.4f}"
 
 
+def small(value: float | None) -> str:
+    """A number of any size, in three digits."""
+    return MISSING if value is None else f"{value:.3g}"
+
+
 def rate(value: float | None) -> str:
     """Tokens per second."""
     return MISSING if value is None else f"{value:,.0f}"

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 STAGING_PREFIX = "tmp-"
 RETIRED_PREFIX = "tmp-gone-"
+ABANDONED_SECONDS = 86_400.0
 
 
 class CheckpointStore:
@@ -107,6 +108,13 @@ class CheckpointStore:
         """Remove what killed saves of a job left unpublished; to be called by the job's holder alone."""
         for left in self.root.glob(f"{STAGING_PREFIX}{job_id}-*"):
             shutil.rmtree(left, ignore_errors=True)
+
+    def sweep_abandoned(self) -> None:
+        """Remove what runs left unpublished that were killed and never begun again: nothing is written for a day."""
+        for left in self.root.glob(f"{STAGING_PREFIX}*"):
+            with contextlib.suppress(OSError):
+                if time.time() - max(path.stat().st_mtime for path in [left, *left.iterdir()]) > ABANDONED_SECONDS:
+                    shutil.rmtree(left, ignore_errors=True)
 
     def retire(self, name: str) -> None:
         """Remove a checkpoint: from one moment to the next it is not there, and then its files go.

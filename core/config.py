@@ -7,6 +7,7 @@ change between a checkpoint and the run that goes on from it.
 
 from __future__ import annotations
 
+import math
 import os
 import reprlib
 from collections.abc import Iterator, Mapping
@@ -129,11 +130,6 @@ class TrainingConfig(BaseModel):
         description="`auto` (the first of cuda, mps, cpu at hand), or one of them.",
     )
 
-    @property
-    def sequences_per_step(self) -> int:
-        """In one update: the batches of all ranks, accumulated."""
-        return self.batch_size * self.gradient_accumulation_steps * self.num_processes
-
     @model_validator(mode="before")
     @classmethod
     def _fill_dependent_defaults(cls, given: Any) -> Any:
@@ -185,6 +181,12 @@ ENVIRONMENT: dict[str, str] = {
     **{name.upper(): name for name in ScriptConfig.model_fields if name not in {"source", "start_step"}},
 }
 """Environment variable → field. `CHECKPOINT_PATH`, `RESUME_STEPS` and `RESUME_MODE` belong to a resume alone."""
+
+
+def tokens_per_step(config: Mapping[str, Any]) -> int:
+    """Tokens in one update, of all ranks together, by a configuration as plain values, maybe of an earlier release."""
+    factors = ("batch_size", "block_size", "gradient_accumulation_steps", "num_processes")
+    return math.prod(int(config.get(name, 1)) for name in factors)
 
 
 def load_config_fresh_from_env(env: Mapping[str, str] | None = None) -> ScriptConfig:

@@ -16,6 +16,9 @@
     │   ├── CheckpointCorrupt       checkpoint_corrupt
     │   ├── CheckpointUnsafe        checkpoint_unsafe
     │   └── CheckpointMismatch      checkpoint_mismatch
+    ├── ExportError
+    │   ├── ExportUnsupported       export_unsupported
+    │   └── ModelExists             model_exists
     ├── StorageError                storage_error
     │   └── DiskFull                disk_full
     ├── NonFiniteLoss               non_finite
@@ -166,6 +169,22 @@ class CheckpointMismatch(CheckpointError):
         super().__init__(message, field=field)
         self.differences = differences
         self.forbidden = forbidden
+
+
+class ExportError(RatchetError):
+    """A checkpoint cannot become a model's folder."""
+
+
+class ExportUnsupported(ExportError):
+    """There is no such form of this kind of model, or no such name for it."""
+
+    code = "export_unsupported"
+
+
+class ModelExists(ExportError):
+    """Something of that name is below the models root already."""
+
+    code = "model_exists"
 
 
 class StorageError(RatchetError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from core.config import TrainingConfig
 from core.events import Emit, Log
 from core.parts import Parts
 from core.state import RunState
@@ -29,7 +30,7 @@ class Narrator:
         verb = "🔄 Resuming" if run.step else "🚀 Training"
         self.say(f"{verb} {parts.model.name} on {config.source}: steps {run.step} → {run.end_step} on {parts.device}")
         self.say(
-            f"🧠 {num_parameters:,} parameters, batch {config.batch_size} × {parts.block_size} tokens, "
+            f"🧠 {num_parameters:,} parameters, batch {config.batch_size} × {parts.block_size} tokens{_more(config)}, "
             f"learning rate {config.learning_rate:g}"
         )
 
@@ -71,6 +72,13 @@ class Narrator:
         self.say(f"✨ The model writes{shown}:")
         for line in text.splitlines() or [""]:
             self.say(f"   {line}")
+
+
+def _more(config: TrainingConfig) -> str:
+    """What else makes one update, where it is more than one batch in one process."""
+    batches, processes = config.gradient_accumulation_steps, config.num_processes
+    said = f" × {batches} batches" if batches > 1 else ""
+    return f"{said} × {processes} processes" if processes > 1 else said
 
 
 def _duration(seconds: float) -> str:

@@ -6,10 +6,13 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from core.checkpointing import CheckpointStore, load_checkpoint, save_checkpoint
+import torch
+from torch import Tensor
+
+from core.checkpointing import CheckpointStore, load_checkpoint, save_checkpoint, verify
 from core.config import TrainingConfig, config_to_dict, parse
 from core.devices import select_device
-from core.errors import CheckpointMismatch, CheckpointNotFound
+from core.errors import CheckpointCorrupt, CheckpointMismatch, CheckpointNotFound
 from core.exactness import versions
 from core.legacy import restore_legacy_optimizer
 from core.manifest import Checkpoint, new_manifest, read_manifest
@@ -17,28 +20,54 @@ from core.models import LanguageModel
 from core.models.base import find_base
 from core.models.gpt2 import GPT2Wrapper
 from core.parts import build_model, build_optimizer
-from core.state import CheckpointContent, RunState, capture
-from core.tokenizer import CharacterTokenizer, Tokenizer
+from core.state import OPTIMIZER_FILE, STATE_FILE, CheckpointContent, RunState, capture
+from core.tokenizer import CHARACTERS_FILE, CharacterTokenizer, Tokenizer, load_characters
+from core.weights import load_tensors
+
+_WEIGHTS = "model.safetensors"
+_ADAPTERS = "adapter_model.safetensors"
+_NOT_ASKED_FOR = frozenset({OPTIMIZER_FILE, STATE_FILE})
+"""Two thirds of a full checkpoint's bytes, which nothing but a run that goes on looks at."""
+
+
+def open_for_generation(path: Path, models_root: Path | None = None) -> tuple[LanguageModel, Tokenizer]:
+    """The model of a checkpoint folder or of a legacy file, ready to be asked, and its tokenizer.
+
+    Of a folder, only what answers a prompt is verified and read, and weights stay in their file's pages.
+
+    Raises:
+        CheckpointError, ModelUnavailable, ConfigError: said in one sentence.
+    """
+    if path.is_file():
+        return load_for_generation(load_checkpoint(path), models_root)
+    checkpoint = read_manifest(path)
+    config = parse(TrainingConfig, checkpoint.manifest.config)
+    if config.model_type != "gpt2":
+        _verify(checkpoint, {_WEIGHTS, CHARACTERS_FILE})
+        tokenizer = load_characters(path)
+        return _from_scratch(config, tokenizer, load_tensors(path / _WEIGHTS)), tokenizer
+    _verify(checkpoint, {_ADAPTERS} if config.use_lora else {_WEIGHTS, "config.json"})
+    model, words = _gpt2(config, find_base(config.base_model, models_root) if config.use_lora else path)
+    if config.use_lora:
+        model.load_tensors(load_tensors(path / _ADAPTERS))
+    return _ready(model), words
 
 
 def load_for_generation(content: CheckpointContent, models_root: Path | None = None) -> tuple[LanguageModel, Tokenizer]:
-    """A checkpoint's model, ready to be asked, and its tokenizer.
+    """The same of a checkpoint that is in memory.
 
     Raises:
         CheckpointMismatch, ModelUnavailable, ConfigError: said in one sentence.
     """
     config = parse(TrainingConfig, content["config"])
     if config.model_type == "gpt2":
-        model = build_model(config, base=base_folder(config, content, models_root))
-        assert isinstance(model, GPT2Wrapper)
-        tokenizer: Tokenizer = model.tokenizer
-    else:
-        if not content["characters"]:
-            raise CheckpointMismatch(f"checkpoint '{content['name']}' does not say which characters its tokens are")
-        tokenizer = CharacterTokenizer(content["characters"])
-        model = build_model(config, tokenizer.vocab_size)
-    model.load_tensors(content["model_state_dict"])
-    return model.to(select_device()).eval(), tokenizer
+        model, tokenizer = _gpt2(config, base_folder(config, content, models_root))
+        model.load_tensors(content["model_state_dict"])
+        return _ready(model), tokenizer
+    if not content["characters"]:
+        raise CheckpointMismatch(f"checkpoint '{content['name']}' does not say which characters its tokens are")
+    characters = CharacterTokenizer(content["characters"])
+    return _from_scratch(config, characters, content["model_state_dict"]), characters
 
 
 def adopt_legacy(path: Path, store: CheckpointStore, models_root: Path | None = None) -> Checkpoint:
@@ -59,8 +88,6 @@ def adopt_legacy(path: Path, store: CheckpointStore, models_root: Path | None = 
         restore_legacy_optimizer(optimizer, content["optimizer_state_dict"])
     run = RunState.of(content)
     captured = capture(model, optimizer, tokenizer, run)
-    # The older scripts kept no generators, and this process's are nobody's.
-    captured = replace(captured, plain={**captured.plain, "rng": None})
     manifest = new_manifest(
         model=model.name,
         source=config.source,
@@ -69,17 +96,44 @@ def adopt_legacy(path: Path, store: CheckpointStore, models_root: Path | None = 
         config=config_to_dict(config),
         versions=versions(),
     ).model_copy(update={"name": path.stem})
-    return save_checkpoint(store, manifest, captured.write)
+    return save_checkpoint(store, manifest, captured.write, size_bytes=captured.size_bytes)
 
 
 def load_base(name: str, models_root: Path | None = None) -> tuple[LanguageModel, Tokenizer]:
     """A base model as it is, ready to be asked, and its tokenizer."""
-    model = GPT2Wrapper(find_base(name, models_root))
-    return model.to(select_device()).eval(), model.tokenizer
+    model = GPT2Wrapper(find_base(name, models_root), mapped=True)
+    return _ready(model), model.tokenizer
 
 
 def base_folder(config: TrainingConfig, resume: CheckpointContent | None, models_root: Path | None) -> Path:
-    """A full checkpoint is its own base; adapters need the one they were trained on."""
+    """A full checkpoint is its own base; adapters, and legacy files, need the one they were trained on."""
     if resume and not config.use_lora and resume["path"].is_dir():
         return resume["path"]
     return find_base(config.base_model, models_root)
+
+
+def _verify(checkpoint: Checkpoint, needed: set[str]) -> None:
+    """Compare all files but those that nobody asks for with the manifest, which has to list those that are needed."""
+    manifest = checkpoint.manifest
+    if missing := sorted(needed - manifest.files.keys()):
+        raise CheckpointCorrupt(f"checkpoint '{manifest.name}' lacks its file {missing[0]}")
+    asked_for = {name: entry for name, entry in manifest.files.items() if name not in _NOT_ASKED_FOR}
+    verify(replace(checkpoint, manifest=manifest.model_copy(update={"files": asked_for})))
+
+
+def _gpt2(config: TrainingConfig, base: Path) -> tuple[LanguageModel, Tokenizer]:
+    model = build_model(config, base=base, mapped=True)
+    assert isinstance(model, GPT2Wrapper)
+    return model, model.tokenizer
+
+
+def _from_scratch(config: TrainingConfig, tokenizer: Tokenizer, tensors: dict[str, Tensor]) -> LanguageModel:
+    # Built without memory: random weights would be made only to be thrown away.
+    with torch.device("meta"):
+        model = build_model(config, tokenizer.vocab_size)
+    model.load_tensors(tensors)
+    return _ready(model)
+
+
+def _ready(model: LanguageModel) -> LanguageModel:
+    return model.to(select_device()).eval()

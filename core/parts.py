@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from core.config import TrainingConfig
+from core.config import TrainingConfig, tokens_per_step
 from core.data import TokenData, batch
 from core.distributed import ALONE, Ranks
 from core.models import LanguageModel
@@ -38,7 +38,7 @@ class Parts:
     @property
     def tokens_per_step(self) -> int:
         """In one update, of all ranks together."""
-        return self.config.sequences_per_step * self.block_size
+        return tokens_per_step({**self.config.model_dump(), "block_size": self.block_size})
 
     def training_batch(self, step: int, number: int) -> tuple[Tensor, Tensor]:
         """This rank's batch `number` of a step: inputs and the tokens that follow them, each (B, T).

@@ -36,7 +36,6 @@ STATE_FILE = "state.json"
 MAX_STATE_BYTES = 64 << 20
 """Half a million evaluations, beside the generators."""
 _SEPARATOR = "::"
-_SMALL_FILES_BYTES = 16 << 20
 
 
 @dataclass(slots=True)
@@ -95,9 +94,8 @@ class Snapshot:
 
     @property
     def size_bytes(self) -> int:
-        """About what it will take on the disk; the tensors are nearly all of it."""
-        tensors = [*self.weights.values(), *self.optimizer.values()]
-        return sum(tensor.nbytes for tensor in tensors) + _SMALL_FILES_BYTES
+        """What its tensors take on the disk, which is nearly all of it."""
+        return sum(tensor.nbytes for tensor in [*self.weights.values(), *self.optimizer.values()])
 
     def write(self, folder: Path, meanwhile: Callable[[], object] = lambda: None) -> None:
         """Write every file of a checkpoint but its manifest; `meanwhile` is called after each large one.

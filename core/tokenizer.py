@@ -10,8 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.errors import CheckpointCorrupt, GenerationError
+from core.outside import read_plain
 
 CHARACTERS_FILE = "characters.json"
+MAX_CHARACTERS_BYTES = 32 << 20
+"""All of Unicode, as JSON in ASCII."""
 
 TokenIds = NDArray[np.int64]
 
@@ -120,7 +123,7 @@ def load_characters(folder: Path) -> CharacterTokenizer:
         CheckpointCorrupt: the file does not hold an alphabet.
     """
     try:
-        characters = json.loads((folder / CHARACTERS_FILE).read_text())["characters"]
+        characters = json.loads(read_plain(folder / CHARACTERS_FILE, MAX_CHARACTERS_BYTES))["characters"]
         return CharacterTokenizer([str(character) for character in characters])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointCorrupt(f"'{folder.name}/{CHARACTERS_FILE}' cannot be read: {error}") from None

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection, Mapping
+from datetime import UTC, datetime
 from typing import Literal
 
 from sqlalchemy import func, tuple_
-from sqlmodel import Session, col, or_, select
+from sqlmodel import Session, col, delete, or_, select
 from sqlmodel.sql.expression import SelectOfScalar
 
 from core.errors import CheckpointNotFound
 from jobs import postgres, sqlite
-from jobs.errors import JobBusy, JobNotFound
-from jobs.tables import FINAL, Checkpoint, Job, State
+from jobs.errors import CheckpointRemoved, JobBusy, JobNotFound
+from jobs.tables import FINAL, Checkpoint, Event, Job, Removal, State
 from jobs.turns import SHELF, take_turn
 
 Order = Literal["newest", "best"]
@@ -79,30 +80,73 @@ def delete_job(session: Session, job: Job) -> None:
 
     Raises:
         JobBusy: the job is not final.
+        JobNotFound: it is gone.
+    """
+    check_ended(job)
+    # First the turn, then the row: see `jobs.shelf`.
+    take_turn(session, SHELF)
+    found = session.get(Job, job.id, populate_existing=True, with_for_update=True)
+    if found is None:
+        raise JobNotFound(job.id)
+    session.delete(found)
+    session.flush()
+
+
+def check_ended(job: Job) -> None:
+    """Return if a job has come to its end, which it never leaves again.
+
+    Raises:
+        JobBusy: it has not.
     """
     if job.state not in FINAL:
         raise JobBusy(f"Job {job.id} is {job.state}; cancel it before you delete it.")
-    session.delete(job)
-    session.flush()
+
+
+def delete_events(session: Session, job: Job, up_to_seq: int) -> None:
+    """Remove a job's events up to that number, since a long log in one piece would keep other writers waiting."""
+    session.exec(delete(Event).where(col(Event.job_id) == job.id, col(Event.seq) <= up_to_seq))
 
 
 def find_checkpoint(session: Session, owner: str, ref: str) -> Checkpoint:
     """The checkpoint of that id or name, or the only one whose id or name begins like that.
 
     Raises:
+        CheckpointRemoved: it is gone; says when, why, and what is near.
         CheckpointNotFound: there is none, or more than one.
     """
+    row = _find(session, owner, ref)
+    if row.removed_at is not None:
+        raise removal_of(session, row)
+    return row
+
+
+def removal_of(session: Session, row: Checkpoint) -> CheckpointRemoved:
+    """What to tell whoever asks for a checkpoint that is gone."""
+    assert row.removed_at is not None
+    moment = datetime.fromtimestamp(row.removed_at, UTC).strftime("%Y-%m-%d %H:%M UTC")
+    cause = "newer ones of its run superseded it" if row.removed_because is Removal.SUPERSEDED else "it was deleted"
+    said = f"Checkpoint {row.id} (step {row.step}) was removed on {moment}: {cause}"
+    same_run = (Checkpoint.owner == row.owner, Checkpoint.run == row.run, col(Checkpoint.removed_at).is_(None))
+    near = session.exec(furthest_first(select(Checkpoint).where(*same_run)).limit(1)).first()
+    if row.run is None or near is None:
+        return CheckpointRemoved(f"{said}; nothing of its run is left.")
+    return CheckpointRemoved(f"{said}; the newest of its run is {near.id} (step {near.step}).")
+
+
+def _find(session: Session, owner: str, ref: str) -> Checkpoint:
+    """The same, also of one that is gone; a beginning finds one that is there first."""
     mine = select(Checkpoint).where(Checkpoint.owner == owner)
     exact = session.exec(mine.where(or_(Checkpoint.id == ref, Checkpoint.name == ref))).first()
     if exact is not None:
         return exact
     # Not BETWEEN, which goes by the server's own alphabet, nor LIKE, which has its own idea of letters.
     begins = or_(*(func.substr(column, 1, len(ref)) == ref for column in (col(Checkpoint.id), col(Checkpoint.name))))
-    found = session.exec(mine.where(begins).limit(2)).all() if ref else []
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise CheckpointNotFound(f"Several checkpoints begin with {ref!r}, like {found[0].id} and {found[1].id}.")
+    for state in (col(Checkpoint.removed_at).is_(None), col(Checkpoint.removed_at).is_not(None)):
+        found = session.exec(mine.where(begins, state).limit(2)).all() if ref else []
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise CheckpointNotFound(f"Several checkpoints begin with {ref!r}, like {found[0].id} and {found[1].id}.")
     raise CheckpointNotFound(f"There is no checkpoint {ref!r}; GET /checkpoints lists those at hand.")
 
 
@@ -120,42 +164,49 @@ def list_checkpoints(
     """A page of checkpoints, and whether there are more.
 
     Args:
-        after: Id of the last checkpoint of the page before.
+        after: Id of the last checkpoint of the page before; it may have been removed since.
         order: `newest` first, or `best` (lowest validation loss) first; those without a loss come last.
 
     Raises:
         CheckpointNotFound: there is no checkpoint `after`.
     """
-    query = select(Checkpoint).where(Checkpoint.owner == owner)
+    query = select(Checkpoint).where(Checkpoint.owner == owner, col(Checkpoint.removed_at).is_(None))
     if job_id is not None:
         query = query.where(Checkpoint.job_id == job_id)
     if source is not None:
         query = query.where(Checkpoint.source == source)
     if model is not None:
         query = query.where(Checkpoint.model == model)
-    last = find_checkpoint(session, owner, after) if after is not None else None
+    last = _find(session, owner, after) if after is not None else None
     rows = session.exec(_in_order(query, order, last).limit(limit + 1)).all()
     return list(rows[:limit]), len(rows) > limit
 
 
 def latest_checkpoint(session: Session, job_id: str) -> Checkpoint | None:
     """The checkpoint of this job with the most steps behind it; of equals, the one made last."""
-    query = select(Checkpoint).where(Checkpoint.job_id == job_id)
-    return session.exec(query.order_by(col(Checkpoint.step).desc(), col(Checkpoint.created_at).desc()).limit(1)).first()
+    return next(iter(checkpoints_of(session, job_id, limit=1)), None)
 
 
-def checkpoint_names(session: Session) -> set[str]:
-    """The names of all checkpoints, whoever's they are."""
-    return set(session.exec(select(Checkpoint.name)).all())
+def checkpoints_of(session: Session, job_id: str, limit: int | None = None) -> list[Checkpoint]:
+    """A job's checkpoints, those with the most steps behind them first."""
+    kept = select(Checkpoint).where(Checkpoint.job_id == job_id, col(Checkpoint.removed_at).is_(None))
+    return list(session.exec(furthest_first(kept).limit(limit)).all())
+
+
+def earlier_of_run(session: Session, checkpoint: Checkpoint) -> list[Checkpoint]:
+    """Those that the same run made before this one, those with the most steps behind them first."""
+    run = (Checkpoint.owner == checkpoint.owner, Checkpoint.run == checkpoint.run, Checkpoint.step < checkpoint.step)
+    kept = select(Checkpoint).where(*run, col(Checkpoint.removed_at).is_(None))
+    return list(session.exec(furthest_first(kept)).all()) if checkpoint.run else []
 
 
 def checkpoint_ids(session: Session, job_id: str) -> set[str]:
-    """Ids of all checkpoints that the ledger knows of this job."""
+    """Ids of all checkpoints that the ledger knows of this job, also of those that are gone."""
     return set(session.exec(select(Checkpoint.id).where(Checkpoint.job_id == job_id)).all())
 
 
 def adopt_checkpoint(session: Session, checkpoint: Checkpoint) -> bool:
-    """Enter a checkpoint that was found on disk; False if its id or name is known already."""
+    """Enter a checkpoint that was found on disk; False if its id or name is known, as is one that was removed."""
     take_turn(session, SHELF)
     known = select(Checkpoint.id).where(or_(Checkpoint.id == checkpoint.id, Checkpoint.name == checkpoint.name))
     if session.exec(known).first() is not None:
@@ -163,6 +214,11 @@ def adopt_checkpoint(session: Session, checkpoint: Checkpoint) -> bool:
     session.add(checkpoint)
     session.flush()
     return True
+
+
+def furthest_first(query: SelectOfScalar[Checkpoint]) -> SelectOfScalar[Checkpoint]:
+    """By steps, and of equals the one that was made last."""
+    return query.order_by(col(Checkpoint.step).desc(), col(Checkpoint.created_at).desc())
 
 
 def _in_order(query: SelectOfScalar[Checkpoint], order: Order, last: Checkpoint | None) -> SelectOfScalar[Checkpoint]:

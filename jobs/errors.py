@@ -1,21 +1,23 @@
 """What the ledger refuses, and why.
 
-    core.errors.RatchetError
-    ├── JobNotFound             job_not_found
-    ├── JobBusy                 job_busy
-    ├── IllegalTransition       illegal_transition
-    ├── LeaseLost               lease_lost
-    ├── IdempotencyConflict     idempotency_conflict
-    ├── TextUnfit               text_unfit
-    └── LedgerUnavailable       ledger_unavailable
-        └── LedgerNewer         ledger_newer
-
-A checkpoint that is not there is `core.errors.CheckpointNotFound`.
+core.errors.RatchetError
+├── JobNotFound             job_not_found
+├── JobBusy                 job_busy
+├── CheckpointPinned        checkpoint_pinned
+├── CheckpointNeeded        checkpoint_needed
+├── IllegalTransition       illegal_transition
+├── LeaseLost               lease_lost
+├── IdempotencyConflict     idempotency_conflict
+├── TextUnfit               text_unfit
+├── LedgerUnavailable       ledger_unavailable
+│   └── LedgerNewer         ledger_newer
+└── CheckpointNotFound      checkpoint_not_found, of `core.errors`
+    └── CheckpointRemoved   checkpoint_removed
 """
 
 from __future__ import annotations
 
-from core.errors import RatchetError
+from core.errors import CheckpointNotFound, RatchetError
 
 
 class JobNotFound(RatchetError):
@@ -31,6 +33,24 @@ class JobBusy(RatchetError):
     """The job has to come to rest first."""
 
     code = "job_busy"
+
+
+class CheckpointRemoved(CheckpointNotFound):
+    """It was there, and has been removed."""
+
+    code = "checkpoint_removed"
+
+
+class CheckpointPinned(RatchetError):
+    """A person asked for it to stay."""
+
+    code = "checkpoint_pinned"
+
+
+class CheckpointNeeded(RatchetError):
+    """A job that has not ended cannot do without it."""
+
+    code = "checkpoint_needed"
 
 
 class IllegalTransition(RatchetError):

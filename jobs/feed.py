@@ -113,6 +113,7 @@ def _register(session: Session, job_id: str, job: Row[Any], data: dict[str, Any]
         "name": data["name"],
         "path": data.get("path", data["name"]),
         "job_id": job_id,
+        "run": job_id,
         "attempt": job.attempt,
         "step": data["step"],
         "owner": job.owner,

@@ -16,10 +16,11 @@ from sqlalchemy.sql.dml import ReturningUpdate
 from sqlmodel import Session, col, select, update
 from sqlmodel.sql.expression import SelectOfScalar
 
+from jobs.catalog import removal_of
 from jobs.errors import IdempotencyConflict, IllegalTransition, JobBusy, JobNotFound
-from jobs.tables import FINAL, HELD, ROOM, Job, State, Stop
+from jobs.tables import FINAL, HELD, ROOM, Checkpoint, Job, State, Stop
 from jobs.transitions import RETURN_FRESH, announce, transition
-from jobs.turns import LINE, take_turn
+from jobs.turns import LINE, SHELF, take_turn
 
 MAX_RETRY_SECONDS = 60.0
 """As long as a failed job waits at most before its next attempt."""
@@ -59,17 +60,20 @@ def enqueue(session: Session, spec: NewJob, now: float | None = None) -> Enqueue
 
     Raises:
         IdempotencyConflict: the owner used this key for a different request.
+        CheckpointRemoved: the one it would start from is gone; one that is there stays until the job has its own.
     """
     take_turn(session, LINE)
     earlier = made_before(session, spec.owner, spec.idempotency_key, spec.request_hash)
     if earlier is not None:
         return Enqueued(earlier, created=False)
+    if spec.parent_checkpoint is not None:
+        _check_parent(session, spec.parent_checkpoint)
     now = time.time() if now is None else now
     last_place = session.exec(_last_place()).one()
     job = _row(spec, last_place + 1, now)
     session.add(job)
     session.flush()
-    announce(session, job, now)
+    announce(session, job, now, _origin(spec))
     return Enqueued(job, created=True)
 
 
@@ -270,6 +274,21 @@ def _row(spec: NewJob, seq: int, now: float) -> Job:
         last_seq=1,
         created_at=now,
     )
+
+
+def _origin(spec: NewJob) -> dict[str, Any]:
+    """What the first event says of a run that goes on from a checkpoint."""
+    if spec.parent_checkpoint is None:
+        return {}
+    return {"mode": spec.resume_mode, "parent": spec.parent_checkpoint, "diff": spec.diff or []}
+
+
+def _check_parent(session: Session, checkpoint_id: str) -> None:
+    """From here to the end of the transaction nobody removes it, and from then on the job keeps it."""
+    take_turn(session, SHELF)
+    row = session.get(Checkpoint, checkpoint_id, populate_existing=True)
+    if row is not None and row.removed_at is not None:
+        raise removal_of(session, row)
 
 
 def _ask_holder(session: Session, job: Job, stop: Stop | None) -> Job:

@@ -59,6 +59,13 @@ class Stop(StrEnum):
     PAUSE = "pause"
 
 
+class Removal(StrEnum):
+    """Why a checkpoint is gone."""
+
+    SUPERSEDED = "superseded"
+    DELETED = "deleted"
+
+
 FINAL = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED})
 
 HELD = frozenset({State.STARTING, State.RUNNING, State.STOPPING})
@@ -77,6 +84,9 @@ TRANSITIONS: dict[State, frozenset[State]] = {
 
 ENDED_AND_WHOLE = "thinned_seq < last_seq AND finished_at IS NOT NULL"
 """Jobs whose log may be thinned, in SQL: an index has these words, so a query has to say the same."""
+
+KEPT = "removed_at IS NULL"
+"""Checkpoints that are there, in SQL; an index has these words, too."""
 
 ROOM = 1 << 20
 """Between the places of two jobs that follow each other, so that others can be put between them."""
@@ -196,18 +206,22 @@ class Event(SQLModel, table=True):
 
 
 class Checkpoint(SQLModel, table=True):
-    """A published checkpoint. It outlives its job; one that a console run left has no job at all."""
+    """A published checkpoint. It outlives its job; one that a console run left has no job at all.
+
+    One that was removed keeps its row: who descends from it, and what became of it, can still be told.
+    """
 
     __tablename__ = "checkpoint"
     __table_args__ = (
-        Index("ix_checkpoint_job", "job_id", "step"),
-        Index("ix_checkpoint_newest", "owner", "created_at", "id"),
+        Index("ix_checkpoint_job", "job_id", "removed_at", "step"),
+        Index("ix_checkpoint_newest", "owner", "created_at", "id", **_where(KEPT)),
     )
 
     id: str = Field(primary_key=True)
     name: str = Field(unique=True)
     owner: str = "local"
     job_id: str | None = Field(default=None, foreign_key="job.id", ondelete="SET NULL")
+    run: str | None = Field(default=None, description="What all of one run have in common; a job's id, also after it.")
     attempt: int = 0
     parent: str | None = Field(default=None, description="Id of the checkpoint that its run started from.")
     step: int
@@ -219,6 +233,8 @@ class Checkpoint(SQLModel, table=True):
     size_bytes: int = Field(default=0, sa_type=BigInteger)
     pinned: bool = False
     created_at: float
+    removed_at: float | None = Field(default=None, description="When it went; it is there while this is null.")
+    removed_because: Removal | None = Field(default=None, sa_column=Column(_choice(Removal)))
 
 
 class Worker(SQLModel, table=True):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any
 
@@ -18,6 +18,9 @@ from jobs.tables import FINAL, HELD, TRANSITIONS, Job, State
 
 RETURN_FRESH = {"synchronize_session": False, "populate_existing": True}
 """For an UPDATE … RETURNING of rows that the session may have loaded before."""
+
+_TOLD = ("error", "diff")
+"""Columns that a `state` event has, too, if the transition sets them."""
 
 
 def transition(
@@ -45,14 +48,18 @@ def transition(
     job: Job | None = session.exec(statement, execution_options=RETURN_FRESH).scalar_one_or_none()
     if job is None:
         raise _refusal(session, job_id, to, fence)
-    announce(session, job, now, columns.get("error"))
+    announce(session, job, now, {name: columns[name] for name in _TOLD if columns.get(name) is not None})
     return job
 
 
-def announce(session: Session, job: Job, now: float, error: dict[str, Any] | None = None) -> None:
-    """Write the `state` event, and `done` after the last one; `job.last_seq` counts them already."""
+def announce(session: Session, job: Job, now: float, told: Mapping[str, Any] | None = None) -> None:
+    """Write the `state` event, and `done` after the last one; `job.last_seq` counts them already.
+
+    Args:
+        told: What else the event says: how a run goes on, why it failed.
+    """
     data: dict[str, Any] = {"state": job.state, "attempt": job.attempt}
-    events = [("state", data if error is None else {**data, "error": error})]
+    events = [("state", {**data, **(told or {})})]
     if job.state in FINAL:
         events.append(("done", {"state": job.state}))
     insert_events(session, job.id, job.last_seq, job.attempt, events, now)

@@ -9,7 +9,8 @@ LINE = 1
 """Putting a job at the end of the line, where it needs the next place."""
 
 SHELF = 2
-"""Entering a checkpoint, which its run and whoever finds it on disk may do at the same time."""
+"""Entering a checkpoint, which its run and whoever finds it on disk may do at the same time; starting a job from one,
+and removing it."""
 
 _OURS = 7_242_539
 

@@ -13,15 +13,28 @@ from starlette.concurrency import run_in_threadpool
 
 from jobs.database import Database
 from service.auth import BodyGuard, HostGuard, KeyGuard, OriginGuard
+from service.deps import WRITERS
 from service.edge import Edge
 from service.inference import Inference
 from service.problems import answer_errors
-from service.routes import checkpoints, events, generate, health, jobs, pages, sources, workers
+from service.routes import (
+    checkpoints,
+    downloads,
+    events,
+    export,
+    generate,
+    health,
+    jobs,
+    metrics,
+    pages,
+    sources,
+    workers,
+)
 from service.schemas import Problem
 from service.settings import ServiceSettings
 from service.tails import Tails
 
-ROUTERS = (jobs, events, checkpoints, sources, generate, workers, health, pages)
+ROUTERS = (jobs, events, metrics, checkpoints, downloads, export, sources, generate, workers, health, pages)
 
 _OPEN_ROUTES = frozenset({"/livez", "/readyz"})
 
@@ -77,7 +90,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     app.state.ledger = ledger
     app.state.inference = Inference()
     app.state.readiness = health.Readiness(ledger)
-    app.state.writing = anyio.Semaphore(jobs.WRITERS)
+    app.state.writing = anyio.Semaphore(WRITERS)
+    app.state.downloads = anyio.Semaphore(downloads.MAX_DOWNLOADS)
     app.state.tails = Tails(ledger, settings.poll_seconds, settings.max_streams)
     poller = asyncio.create_task(app.state.tails.run())
     try:

@@ -6,11 +6,13 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from typing import Annotated
 
+import anyio
 from anyio import from_thread
 from fastapi import Depends, Query, Request
 
 from jobs import catalog
-from jobs.database import Database
+from jobs.database import BUSY_SECONDS, Database
+from jobs.errors import LedgerUnavailable
 from jobs.tables import Job
 from service.errors import BodyTooLarge
 from service.inference import Inference, find_desk
@@ -102,3 +104,29 @@ async def config_sized(request: Request, settings: Settings) -> None:
     """
     if len(await request.body()) > settings.max_config_bytes:
         raise BodyTooLarge(f"A job's settings may have {settings.max_config_bytes} bytes, and these have more.")
+
+
+WRITERS = 8
+"""Requests that change something at the same time."""
+
+
+async def _turn(request: Request) -> AsyncIterator[None]:
+    """Let in few of those that change something; the others wait outside, for as long as a transaction would.
+
+    They wait for the ledger in threads, of which there are forty. Were they all let in, someone who keeps the ledger
+    locked would keep every thread waiting, and those who only want to look would wait for a thread.
+    """
+    writing: anyio.Semaphore = request.app.state.writing
+    try:
+        with anyio.fail_after(BUSY_SECONDS):
+            await writing.acquire()
+    except TimeoutError:
+        raise LedgerUnavailable("The ledger is busy; nothing was changed, try again in a moment.") from None
+    try:
+        yield
+    finally:
+        writing.release()
+
+
+InTurn = Depends(_turn, scope="function")
+"""For routes that change something."""

@@ -16,7 +16,7 @@ import httpx2
 from pydantic import BaseModel, ValidationError
 from sqlmodel import Session
 
-from core.errors import RatchetError
+from core.errors import DiskFull, RatchetError
 from jobs.tables import Worker
 from jobs.workers import list_workers
 from service.errors import GenerationFailed, GenerationRefused, WorkerUnavailable
@@ -120,13 +120,27 @@ class Inference:
         Raises:
             WorkerUnavailable, GenerationRefused, GenerationFailed: as for `ask`.
         """
+        await self._post(desk, "adopt", {"name": name})
+
+    async def export(self, desk: Desk, checkpoint: str, name: str | None, merge: bool) -> dict[str, Any]:
+        """Let a worker write a checkpoint's model below the models root; what it says of the folder.
+
+        Raises:
+            DiskFull: the folder does not fit there.
+            WorkerUnavailable, GenerationRefused, GenerationFailed: as for `ask`.
+        """
+        return await self._post(desk, "export", {"checkpoint": checkpoint, "name": name, "merge": merge})
+
+    async def _post(self, desk: Desk, path: str, body: dict[str, Any]) -> dict[str, Any]:
         headers = {"Authorization": f"Bearer {desk.token}"}
         try:
-            answer = await self._http.post(f"{desk.url.rstrip('/')}/adopt", json={"name": name}, headers=headers)
+            answer = await self._http.post(f"{desk.url.rstrip('/')}/{path}", json=body, headers=headers)
         except httpx2.RequestError as error:
-            raise WorkerUnavailable("The worker that reads older checkpoints does not answer.") from error
+            raise WorkerUnavailable("The worker that reads checkpoints does not answer.") from error
         if answer.status_code != 200:
             raise await _refusal(answer)
+        said: dict[str, Any] = answer.json()
+        return said
 
 
 def _generates(worker: Worker) -> bool:
@@ -156,6 +170,8 @@ async def _refusal(answer: httpx2.Response) -> RatchetError:
         code, message = "", ""
     if answer.status_code in _TOLD_ON and code:
         return GenerationRefused(answer.status_code, code, message)
+    if answer.status_code == 507:
+        return DiskFull(message)
     if answer.status_code == 503:
         return WorkerUnavailable(message or "The worker that generates text is not ready.")
     return GenerationFailed("The worker could not generate text.")

@@ -24,7 +24,16 @@ from core.errors import (
     StorageError,
 )
 from core.events import finite
-from jobs.errors import IllegalTransition, JobBusy, JobNotFound, LeaseLost, LedgerUnavailable
+from jobs.errors import (
+    CheckpointNeeded,
+    CheckpointPinned,
+    CheckpointRemoved,
+    IllegalTransition,
+    JobBusy,
+    JobNotFound,
+    LeaseLost,
+    LedgerUnavailable,
+)
 from service import errors
 
 RETRY_AFTER_SECONDS = 5
@@ -33,6 +42,9 @@ STATUS: dict[type[RatchetError], int] = {
     RatchetError: 422,
     JobNotFound: 404,
     CheckpointNotFound: 404,
+    CheckpointRemoved: 410,
+    CheckpointPinned: 409,
+    CheckpointNeeded: 409,
     JobBusy: 409,
     IllegalTransition: 409,
     CheckpointMismatch: 409,
@@ -58,6 +70,7 @@ HINTS: dict[int, str] = {
     405: "GET /docs lists the methods of every path.",
     408: "Send the request again, and its body without a break.",
     409: "Look at the current state first; this request does not fit it.",
+    410: "Take another one; what is gone does not come back.",
     413: "Send less in one request.",
     421: "Call the service by its own address, or add the name to RATCHET_ALLOWED_HOSTS.",
     422: "Correct the fields named in errors, then send the request again.",

@@ -42,6 +42,7 @@ class Resumption:
         Raises:
             JobNotFound, CheckpointNotFound: there is no such thing.
             IdempotencyConflict: the key was used for another request.
+            CheckpointRemoved: it is gone.
             JobBusy, NothingSaved, CheckpointCorrupt: it cannot go on from there.
             CheckpointMismatch: what the request changes, or what became of the source, does not fit.
             ConfigError, SourceError: the run could not work.
@@ -53,12 +54,14 @@ class Resumption:
             return self._go_on_from(self._shelf.find(self._intake.owner, ref), body, repeat)
         with self._intake.ledger.read() as session:
             job = catalog.get_job(session, self._intake.owner, ref)
-            latest = catalog.latest_checkpoint(session, job.id)
+            left = catalog.checkpoints_of(session, job.id)
         if job.state not in FINAL:
             return self._unpause(job, body, repeat)
-        if latest is None:
+        if not left:
             raise NothingSaved(f"Job {job.id} left no checkpoint to go on from; submit a fresh run.")
-        return self._go_on_from(latest, body, repeat)
+        # If none looks whole, the newest one's own answer says what is wrong.
+        newest = next((row for row in left if self._shelf.looks_whole(row)), left[0])
+        return self._go_on_from(newest, body, repeat)
 
     def _unpause(self, job: Job, body: ResumeIn, repeat: Repeat) -> Accepted:
         if job.state is State.PAUSED:
@@ -77,7 +80,7 @@ class Resumption:
                 raise JobBusy(f"Job {job.id} is {job.state} and needs no resume; {_ELSEWHERE}.") from error
 
     def _go_on_from(self, row: Checkpoint, body: ResumeIn, repeat: Repeat) -> Accepted:
-        manifest = self._shelf.manifest(row)
+        manifest = self._shelf.sound_manifest(row)
         saved = {**manifest.config, "source": self._name_below_root(str(manifest.config.get("source", "")))}
         state = {
             "config": saved,
@@ -171,7 +174,8 @@ def _changes(job: Job, body: ResumeIn) -> dict[str, Any]:
     overrides = body.overrides()
     made = job.step - job.start_step
     steps = made + overrides["training_steps"] if "training_steps" in overrides else job.training_steps
-    saved = {"config": job.config, "step": job.step}
+    # A job of an earlier release keeps all checkpoints, and no change of something else takes that from it.
+    saved = {"config": {"keep_checkpoints": 0, **job.config}, "step": job.step}
     config, differences = resume_config(saved, {**overrides, "training_steps": steps}, body.mode)
     if differences:
         columns |= {

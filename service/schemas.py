@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, PlainSerializer, create_model, model_validator
 
-from core.config import TrainingConfig
+from core.config import TrainingConfig, tokens_per_step
 from core.events import finite
 from core.resume_rules import ResumeMode
 from jobs.tables import FINAL, HELD, Checkpoint, Job, State, Stop, Worker
@@ -139,6 +139,7 @@ class JobOut(BaseModel):
     training_steps: int = Field(description="Updates that this run makes, from `start_step` on.")
     attempt: int
     parent: str | None = Field(description="Id of the checkpoint that it goes on from.")
+    parent_job: str | None = Field(description="Id of the job that made that one.")
     checkpoint: str | None = Field(description="Id of its latest checkpoint.")
     progress: float = Field(description="0 to 1.")
     eta_seconds: Number
@@ -181,7 +182,7 @@ class JobOut(BaseModel):
 
 _SAME_IN_JOB = (
     *("id", "name", "state", "step", "start_step", "training_steps", "attempt", "checkpoint", "priority", "diff"),
-    *("tokens_per_second", "train_loss", "val_loss"),
+    *("tokens_per_second", "train_loss", "val_loss", "parent_job"),
 )
 
 
@@ -206,12 +207,6 @@ class CheckpointOut(BaseModel):
     def of(cls, row: Checkpoint) -> CheckpointOut:
         """As the ledger has it."""
         return cls(**{**row.model_dump(include=set(cls.model_fields)), "created_at": iso_time(row.created_at)})
-
-
-class CheckpointDetail(CheckpointOut):
-    """With what the checkpoint says of itself; null if its folder is gone."""
-
-    manifest: dict[str, Any] | None
 
 
 class SourceOut(BaseModel):
@@ -316,5 +311,4 @@ def _eta_seconds(job: Job) -> float | None:
     if job.state in FINAL or rate is None or not math.isfinite(rate) or rate <= 0:
         return None
     steps_left = max(0, job.start_step + job.training_steps - job.step)
-    tokens_per_step = int(job.config.get("batch_size", 0)) * int(job.config.get("block_size", 0))
-    return round(steps_left * tokens_per_step / rate, 1)
+    return round(steps_left * tokens_per_step(job.config) / rate, 1)

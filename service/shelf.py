@@ -1,4 +1,4 @@
-"""Checkpoints as the ledger lists them and the disk holds them."""
+"""Checkpoints as the ledger lists them and the disk holds them: found, adopted, looked at, pinned, removed."""
 
 from __future__ import annotations
 
@@ -6,15 +6,19 @@ import logging
 import os
 import re
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from sqlmodel import Session
 
-from core.errors import CheckpointCorrupt, CheckpointError, CheckpointNotFound
-from core.manifest import Manifest, read_manifest
-from jobs import catalog
+from core.checkpointing import CheckpointStore, check_sizes, looks_whole
+from core.errors import CheckpointCorrupt, CheckpointError, CheckpointNotFound, StorageError
+from core.manifest import PINNED, Manifest, read_manifest
+from core.manifest import Checkpoint as Saved
+from jobs import catalog, shelf
 from jobs.database import Database
+from jobs.errors import CheckpointRemoved
 from jobs.tables import FINAL, Checkpoint, Job
 
 log = logging.getLogger(__name__)
@@ -43,6 +47,7 @@ class Shelf:
 
         Raises:
             CheckpointNotFound: neither the ledger nor the disk has it.
+            CheckpointRemoved: they had it.
             WorkerUnavailable, GenerationRefused: a legacy file cannot be read now, or at all.
         """
         ref = ref.removesuffix(".pt")
@@ -51,6 +56,8 @@ class Shelf:
             return self._newest(owner)
         try:
             return self._known(owner, ref)
+        except CheckpointRemoved:
+            raise
         except CheckpointNotFound:
             converted = self._convert_legacy(ref)
             if not self.adopt_strays(owner) and not converted:
@@ -63,10 +70,64 @@ class Shelf:
         Raises:
             CheckpointCorrupt: it says nothing that can be understood, or it is gone.
         """
+        return self._saved(row).manifest
+
+    def sound_manifest(self, row: Checkpoint) -> Manifest:
+        """The same, of a checkpoint that a run is to go on from: its files have the right sizes, at least.
+
+        Raises:
+            CheckpointCorrupt: names the file, and the newest one before it of its run that looks whole.
+        """
         try:
-            return read_manifest(self._root / row.name).manifest
-        except CheckpointNotFound:
-            raise CheckpointCorrupt(f"the folder of checkpoint '{row.name}' is gone from the disk") from None
+            saved = self._saved(row)
+            check_sizes(saved)
+        except CheckpointCorrupt as error:
+            raise CheckpointCorrupt(f"{error.message}; {self._advice(row)}") from None
+        return saved.manifest
+
+    def looks_whole(self, row: Checkpoint) -> bool:
+        """Whether all its files are there, in the right sizes; they are not read."""
+        try:
+            return looks_whole(self._saved(row))
+        except CheckpointCorrupt:
+            return False
+
+    def set_pinned(self, owner: str, ref: str, pinned: bool) -> Checkpoint:
+        """Let a checkpoint stay whatever comes after it, or no longer; the folder says so too, for those who have no
+        ledger.
+
+        Raises:
+            CheckpointNotFound, CheckpointRemoved: there is none of that id or name.
+            StorageError: the folder cannot be written; it is pinned here, and asking again does the rest.
+        """
+        row = self._exactly(owner, ref)
+        with self._ledger.write() as session:
+            row = shelf.set_pinned(session, row, pinned)
+        marker = self._root / row.path / PINNED
+        try:
+            with suppress(FileNotFoundError):
+                marker.touch() if pinned else marker.unlink()
+        except OSError as error:
+            raise StorageError(f"checkpoint '{row.name}' cannot be marked on the disk: {error.strerror}") from error
+        return row
+
+    def remove(self, owner: str, ref: str) -> None:
+        """Remove a checkpoint.
+
+        Raises:
+            CheckpointNotFound, CheckpointRemoved: there is none of that id or name.
+            CheckpointPinned, CheckpointNeeded: it has to stay.
+        """
+        row = self._exactly(owner, ref)
+        with self._ledger.write() as session:
+            shelf.remove(session, row, self.looks_whole)
+        self._discard([row.name])
+
+    def remove_those_of(self, job: Job) -> None:
+        """Remove the checkpoints of a job that has ended, but those that have to stay."""
+        with self._ledger.write() as session:
+            names = shelf.remove_those_of(session, job)
+        self._discard(names)
 
     def adopt_strays(self, owner: str) -> bool:
         """Enter into the ledger what only the disk knows, such as a console run's; whether there was anything.
@@ -75,12 +136,12 @@ class Shelf:
         """
         on_disk = self._names_on_disk()
         with self._ledger.read() as session:
-            strays = on_disk - catalog.checkpoint_names(session)
-        manifests = [manifest for name in sorted(strays) if (manifest := self._readable(name))]
-        if not manifests:
+            strays = on_disk - shelf.known_names(session, on_disk)
+        found = [saved for name in sorted(strays) if (saved := self._readable(name))]
+        if not found:
             return False
         with self._ledger.write() as session:
-            adopted = [manifest.name for manifest in manifests if _adopt(session, owner, manifest)]
+            adopted = [saved.path.name for saved in found if _adopt(session, owner, saved)]
         return bool(adopted)
 
     def _convert_legacy(self, ref: str) -> bool:
@@ -119,31 +180,65 @@ class Shelf:
             if entry.name.startswith("checkpoint_") and entry.is_dir(follow_symlinks=False)
         }
 
-    def _readable(self, name: str) -> Manifest | None:
+    def _readable(self, name: str) -> Saved | None:
         try:
-            manifest = read_manifest(self._root / name).manifest
+            saved = read_manifest(self._root / name)
         except CheckpointError as error:
             log.debug("not adopted: %s", error.message)
             return None
-        return manifest if manifest.name == name else None
+        return saved if saved.manifest.name == name else None
+
+    def _saved(self, row: Checkpoint) -> Saved:
+        try:
+            return read_manifest(self._root / row.name)
+        except CheckpointNotFound:
+            raise CheckpointCorrupt(f"the folder of checkpoint '{row.name}' is gone from the disk") from None
+
+    def _advice(self, row: Checkpoint) -> str:
+        with self._ledger.read() as session:
+            earlier = catalog.earlier_of_run(session, row)
+        before = next((item for item in earlier if self.looks_whole(item)), None)
+        if before is None:
+            return "no earlier one of its run is left to go on from"
+        return f"the newest before it that looks whole is {before.id} (step {before.step})"
+
+    def _exactly(self, owner: str, ref: str) -> Checkpoint:
+        """For what cannot be undone, or should not meet another one tomorrow: neither `latest` nor a beginning."""
+        row = self.find(owner, ref)
+        if ref not in (row.id, row.name):
+            raise CheckpointNotFound(f"{ref!r} is not a whole id or name; {row.id} is one that it could stand for.")
+        return row
+
+    def _discard(self, names: Iterable[str]) -> None:
+        """They are gone already, as everyone is told; a folder that cannot be removed now is left to a worker."""
+        store = CheckpointStore(self._root)
+        for name in names:
+            try:
+                store.retire(name)
+            except OSError as error:
+                log.warning("checkpoint %s stays on the disk for now: %s", name, error)
 
 
-def _adopt(session: Session, owner: str, manifest: Manifest) -> bool:
+def _adopt(session: Session, owner: str, saved: Saved) -> bool:
     """Enter a stray, unless a job that is not at its end made it: that one's worker is about to say so itself."""
+    manifest = saved.manifest
     job = session.get(Job, manifest.job_id) if manifest.job_id is not None else None
     if job is not None and (job.state not in FINAL or job.owner != owner):
         return False
-    return catalog.adopt_checkpoint(session, _row_of(manifest, owner, job))
+    return catalog.adopt_checkpoint(session, _row_of(saved, owner, job))
 
 
-def _row_of(manifest: Manifest, owner: str, job: Job | None) -> Checkpoint:
+def _row_of(saved: Saved, owner: str, job: Job | None) -> Checkpoint:
     """Model and source are named as a job's settings name them."""
+    manifest = saved.manifest
     same = {"id", "name", "step", "attempt", "parent", "train_loss", "val_loss", "created_at"}
     told = manifest.model_dump(include=same)
     return Checkpoint(
         **told,
         owner=owner,
         job_id=job.id if job else None,
+        run=manifest.run or manifest.job_id,
+        pinned=saved.pinned,
         path=manifest.name,
         model=str(manifest.config.get("model_type", manifest.model)),
         source=str(manifest.config.get("source", manifest.source)),

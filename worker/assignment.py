@@ -27,6 +27,7 @@ class Assignment:
     resume: str | None = None
     mode: str = ResumeMode.EXTEND
     parent: str | None = None
+    """Id of the checkpoint that the job resumes, whatever this attempt goes on from."""
     has_begun: bool = False
     """Whether an earlier attempt has said anything that this one will say again."""
     visible_devices: str | None = None
@@ -46,7 +47,7 @@ def assign(
     job: Job,
     settings: WorkerSettings,
     own: Checkpoint | None,
-    parent_path: str | None,
+    resumed: Checkpoint | None,
     visible_devices: str | None = None,
 ) -> Assignment:
     """What to tell the child of a job that has just been claimed.
@@ -54,9 +55,10 @@ def assign(
     Args:
         own: The job's own newest checkpoint: an attempt goes on from what earlier ones published. Only a job with
             nothing of its own starts where its request said.
-        parent_path: The folder of the checkpoint that the job resumes, if it does.
+        resumed: The checkpoint that the job resumes, if it does.
         visible_devices: See `Assignment`.
     """
+    begin = own or resumed
     return Assignment(
         job_id=job.id,
         attempt=job.attempt,
@@ -66,9 +68,9 @@ def assign(
         sources=str(settings.sources),
         checkpoints=str(settings.checkpoints),
         models=str(settings.models),
-        resume=str(own.path) if own else parent_path,
+        resume=str(begin.path) if begin else None,
         mode=ResumeMode.EXTEND if own else job.resume_mode or ResumeMode.EXTEND,
-        parent=own.manifest.id if own else job.parent_checkpoint,
+        parent=job.parent_checkpoint,
         has_begun=job.started_at is not None,
         visible_devices=visible_devices,
     )

@@ -4,8 +4,9 @@
 `n` and the sampling settings. The answer is a stream of JSON lines: `{"index", "text"}` for each piece, a line with
 `finish_reason` and token counts for each choice, `{"done": true}` last. An index is prompt × n + choice.
 
-`POST /adopt` with `{"name": "checkpoint_….pt"}` makes a checkpoint of our own out of a legacy file below the root: what
-it takes to read one is here and not in the service.
+`POST /adopt` with `{"name": "checkpoint_….pt"}` makes a checkpoint of our own out of a legacy file below the root.
+`POST /export` with `{"checkpoint": name, "name": …, "merge": …}` makes a model's folder out of a checkpoint. What it
+takes to read either is here and not in the service.
 """
 
 from __future__ import annotations
@@ -19,22 +20,32 @@ import socket
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import uvicorn
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from core.checkpointing import CheckpointStore, load_checkpoint
-from core.errors import CheckpointError, CheckpointNotFound, GenerationError, ModelUnavailable, RatchetError
+from core.checkpointing import CheckpointStore
+from core.errors import (
+    CheckpointError,
+    CheckpointNotFound,
+    ExportError,
+    GenerationError,
+    ModelUnavailable,
+    RatchetError,
+    StorageError,
+)
 from core.processes import exit_with_parent
 from worker.inference_process import TOKEN_VARIABLE
+from worker.inference_requests import Adopt, Ask, ExportAsk
 from worker.settings import WorkerSettings
 
 if TYPE_CHECKING:
@@ -44,31 +55,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-
-class Ask(BaseModel):
-    """The body of a request; the service has checked the bounds."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    checkpoint: str | None = None
-    model: str | None = None
-    prompts: list[str] = Field(min_length=1)
-    n: int = Field(1, ge=1)
-    max_new_tokens: int = Field(100, ge=0)
-    temperature: float = Field(0.7, ge=0)
-    top_k: int | None = Field(None, ge=1)
-    top_p: float | None = Field(None, gt=0, le=1)
-    repetition_penalty: float = Field(1.0, gt=0)
-    seed: int | None = None
-    stop: list[str] = []
-
-
-class Adopt(BaseModel):
-    """The body of a request to adopt: the name of a `.pt` file."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    name: str = Field(pattern=r"^checkpoint_[\w.-]{1,200}\.pt$")
+Body = TypeVar("Body", bound=BaseModel)
 
 
 class Models:
@@ -83,6 +70,8 @@ class Models:
         self.store = CheckpointStore(settings.checkpoints)
         self._loaded: OrderedDict[tuple[str, str], tuple[LanguageModel, Tokenizer]] = OrderedDict()
         self._lock = threading.Lock()
+        # One model more in memory is enough; those that are asked go on meanwhile.
+        self._exporting = threading.Lock()
 
     def get(self, ask: Ask) -> tuple[LanguageModel, Tokenizer]:
         """The model asked for, loaded if it is not yet."""
@@ -97,18 +86,27 @@ class Models:
             return self._loaded[key]
 
     def _load(self, kind: str, name: str) -> tuple[LanguageModel, Tokenizer]:
-        from core.opening import load_base, load_for_generation
+        from core.opening import load_base, open_for_generation
 
         if kind == "model":
             return load_base(name, self.settings.models)
-        return load_for_generation(load_checkpoint(self._path(name)), self.settings.models)
+        return open_for_generation(self._path(name), self.settings.models)
 
-    def adopt(self, name: str) -> None:
+    def adopt(self, wanted: Adopt) -> dict[str, Any]:
         """Make a checkpoint of our own out of a legacy file, once."""
         from core.opening import adopt_legacy
 
         with self._lock:
-            adopt_legacy(self._path(name), self.store, self.settings.models)
+            adopt_legacy(self._path(wanted.name), self.store, self.settings.models)
+        return {"name": Path(wanted.name).stem}
+
+    def export(self, wanted: ExportAsk) -> dict[str, Any]:
+        """Write a checkpoint's model below the models root."""
+        from core.export import export
+
+        with self._exporting:
+            done = export(self._path(wanted.checkpoint), self.settings.models, wanted.name, merge=wanted.merge)
+        return asdict(done)
 
     def _path(self, name: str) -> Path:
         path = self.settings.checkpoints / name
@@ -147,16 +145,21 @@ class Generation:
 
     async def adopt(self, request: Request) -> Response:
         """Adopt one legacy file."""
+        return await self._carry_out(request, Adopt, self.models.adopt)
+
+    async def export(self, request: Request) -> Response:
+        """Export one checkpoint."""
+        return await self._carry_out(request, ExportAsk, self.models.export)
+
+    async def _carry_out(self, request: Request, kind: type[Body], act: Callable[[Body], dict[str, Any]]) -> Response:
         if not self._knows(request):
             return _refusal(401, "unauthorized", "the token is wrong")
         try:
-            wanted = Adopt.model_validate_json(await request.body())
-            await run_in_threadpool(self.models.adopt, wanted.name)
+            return JSONResponse(await run_in_threadpool(act, kind.model_validate_json(await request.body())))
         except ValidationError as error:
             return _refusal(422, "generation_invalid", str(error.errors(include_url=False)[0]["msg"]))
         except RatchetError as error:
             return _refusal(_status(error), error.code, error.message)
-        return JSONResponse({"name": Path(wanted.name).stem})
 
     def _knows(self, request: Request) -> bool:
         given = request.headers.get("authorization", "").removeprefix("Bearer ")
@@ -217,6 +220,7 @@ def create_app(models: Models, token: str) -> Starlette:
     routes = [
         Route("/generate", generation.answer, methods=["POST"]),
         Route("/adopt", generation.adopt, methods=["POST"]),
+        Route("/export", generation.export, methods=["POST"]),
     ]
     return Starlette(routes=routes)
 
@@ -251,8 +255,10 @@ def _status(error: RatchetError) -> int:
             return 404
         case GenerationError():
             return 422
-        case CheckpointError() | ModelUnavailable():
+        case CheckpointError() | ModelUnavailable() | ExportError():
             return 409
+        case StorageError():
+            return 507
         case _:
             return 400
 

@@ -15,6 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from sqlmodel import col, select
 
+from core.checkpointing import CheckpointStore
 from core.failpoints import failpoint
 from jobs import lease, queue, workers
 from jobs.database import Database
@@ -24,6 +25,7 @@ from jobs.tables import Job, State, Worker
 from jobs.thinning import thin
 from worker.gpus import Gpu, find_gpus
 from worker.inference_process import InferenceProcess
+from worker.removal import sweep
 from worker.settings import WorkerSettings
 from worker.slots import Slot, all_vacant, make_slots
 from worker.spare import Spare
@@ -36,6 +38,8 @@ SETTLED_SECONDS = 10.0
 """A job that has run for this long has begun, and the next child may take a core for its imports."""
 
 THIN_SECONDS = 3600.0
+
+SWEEP_SECONDS = 300.0
 
 LOOK_SECONDS = 0.5
 """A worker that seldom looks for jobs still obeys, and beats, at once."""
@@ -66,10 +70,11 @@ class WorkerLoop:
             max_attempts=settings.max_attempts,
             max_failures_in_a_row=settings.max_failures_in_a_row,
         )
+        self.store = CheckpointStore(settings.checkpoints)
         self.spare = Spare(settings.warm_child)
         self.slots = make_slots(settings.capacity, find_gpus() if gpus is None else gpus)
         self.inference = InferenceProcess(settings) if settings.inference else None
-        self._beaten = self._scanned = self._thin_at = self._claimed = -float("inf")
+        self._beaten = self._scanned = self._thin_at = self._swept = self._claimed = -float("inf")
         self._filled = self._claim_after = -float("inf")
         self._woken = threading.Event()
         self._strayed = threading.Event()
@@ -207,7 +212,7 @@ class WorkerLoop:
             self.give_strays_back()
 
     def housekeeping(self) -> None:
-        """Keep a child waiting; beat, scan for lost jobs, wake waiting ones: each when it is due."""
+        """Keep a child waiting; beat, scan for lost jobs, wake waiting ones, tidy up: each when it is due."""
         now = time.monotonic()
         if self.job_id is None or now - self._claimed > SETTLED_SECONDS:
             self.spare.prepare()
@@ -220,6 +225,9 @@ class WorkerLoop:
                 self.scan()
             if self.settings.thin_events_days and now >= self._thin_at:
                 self.thin(now)
+            if now - self._swept >= SWEEP_SECONDS:
+                self._swept = now
+                self.sweep()
         except LedgerUnavailable as error:
             log.warning("housekeeping has to wait: %s", error.message)
 
@@ -252,6 +260,13 @@ class WorkerLoop:
         with self.db.write() as session:
             if thin(session, time.time() - self.settings.thin_events_days * 86_400):
                 self._thin_at = now
+
+    def sweep(self) -> None:
+        """Remove what killed processes left of checkpoints that are gone; a disk that refuses is asked again later."""
+        try:
+            sweep(self.db, self.store)
+        except OSError as error:
+            log.warning("checkpoints that are gone stay on the disk for now: %s", error)
 
     def register(self) -> None:
         """Put this worker on the list."""

@@ -11,27 +11,25 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
 
 from sqlmodel import Session
 
-from core.checkpointing import CheckpointStore, first_whole
-from core.errors import CheckpointNotFound, RatchetError
+from core.checkpointing import CheckpointStore
+from core.errors import RatchetError
 from core.failpoints import failpoint
-from core.manifest import Checkpoint
 from jobs import lease
-from jobs.catalog import checkpoint_ids
 from jobs.database import Database
 from jobs.errors import LeaseLost, LedgerUnavailable
 from jobs.lease import Failed, Halted, Stopped, Succeeded
 from jobs.queue import MAX_RETRY_SECONDS
-from jobs.tables import Checkpoint as CheckpointRow
 from jobs.tables import Job
 from worker.assignment import assign
 from worker.causes import OutOfMemoryKills, cause_of
 from worker.child import Said
 from worker.guard import Guard
+from worker.origin import find_origin, say_what_was_published
 from worker.process import ChildProcess
+from worker.removal import discard
 from worker.settings import WorkerSettings
 from worker.stacks import readable
 from worker.tenure import Tenure
@@ -65,6 +63,7 @@ class Supervisor:
     never_began: bool = field(default=False, init=False)
     """The ledger was away before anything was done; whoever claimed the job is to give it back."""
     _tenure: Tenure = field(init=False)
+    _store: CheckpointStore = field(init=False)
     _memory: OutOfMemoryKills = field(init=False)
     _ending: Said | None = None
     _stop_asked: bool = False
@@ -73,6 +72,7 @@ class Supervisor:
 
     def __post_init__(self) -> None:
         self._tenure = Tenure(self.db, self.job, self.settings)
+        self._store = CheckpointStore(self.settings.checkpoints)
         self._memory = OutOfMemoryKills()
 
     def attend(self) -> None:
@@ -99,7 +99,9 @@ class Supervisor:
                     self._end_if_hung(child)
             if not self._succeeded:
                 _log_tail(self.job.id, child)
+                self._say_what_was_published()
             state = self._tenure.conclude(lambda session: self._end(session, child))
+            self._discard_superseded()
             log.info("job %s ends this attempt as %s", self.job.id, state)
         except LeaseLost:
             log.warning("job %s is no longer ours; its child is stopped", self.job.id)
@@ -107,28 +109,11 @@ class Supervisor:
             child.kill()
 
     def _start(self) -> ChildProcess:
-        """Start the child from where the job has come to.
-
-        That is read off the disk: a worker may have died between publishing a checkpoint and saying so.
-        """
-        store = CheckpointStore(self.settings.checkpoints)
-        store.sweep(self.job.id)
-        mine = store.of_job(self.job.id)
-        own, broken = first_whole(mine, self._tenure.renew_if_due)
-        with self.db.read() as session:
-            known = checkpoint_ids(session, self.job.id)
-            parent = session.get(CheckpointRow, self.job.parent_checkpoint) if self.job.parent_checkpoint else None
-        if own is None and self.job.parent_checkpoint and parent is None:
-            raise CheckpointNotFound(f"checkpoint '{self.job.parent_checkpoint}', which this job resumes, is gone")
-        # A damaged one is not said: what is said last would be the job's newest.
-        for item in reversed(mine[len(broken) :]):
-            if item.manifest.id not in known:
-                self._tenure.say("checkpoint", _said_of(item))
-        for error in broken:
-            self._tenure.say("warning", {"message": f"{error.message}; it is passed over"})
-        parent_path = str(self.settings.checkpoints / parent.path) if parent else None
+        """Start the child from where the job has come to."""
+        origin = find_origin(self.db, self._store, self._tenure)
+        self.job = self._tenure.job
         child = self.child()
-        child.assign(assign(self.job, self.settings, own, parent_path, self.visible_devices))
+        child.assign(assign(self.job, self.settings, origin.own, origin.parent, self.visible_devices))
         failpoint("worker.assigned")
         log.info("job %s attempt %d runs as process %d", self.job.id, self.job.attempt, child.pid)
         return child
@@ -152,6 +137,19 @@ class Supervisor:
             else:
                 self._tenure.say(*said)
         self._tenure.record()
+        self._discard_superseded()
+
+    def _discard_superseded(self) -> None:
+        """Remove the folders of what newer checkpoints have superseded, now that the ledger says so."""
+        names, self._tenure.superseded = self._tenure.superseded, []
+        discard(self._store, names)
+
+    def _say_what_was_published(self) -> None:
+        """A checkpoint that the run did not come to say counts all the same."""
+        try:
+            say_what_was_published(self.db, self._store, self._tenure)
+        except (LedgerUnavailable, OSError) as error:
+            log.warning("job %s: its next attempt will find what this one published: %s", self.job.id, error)
 
     def _stop_if_asked(self, child: ChildProcess) -> None:
         """A person's stop waits for the step boundary, however long a step takes; a worker that leaves cannot."""
@@ -225,15 +223,3 @@ def _log_tail(job_id: str, child: ChildProcess) -> None:
     child.close()
     for line in child.tail:
         log.warning("job %s: | %s", job_id, line)
-
-
-def _said_of(checkpoint: Checkpoint) -> dict[str, Any]:
-    manifest = checkpoint.manifest
-    return {
-        "step": manifest.step,
-        "id": manifest.id,
-        "name": manifest.name,
-        "size_bytes": manifest.size_bytes,
-        "train_loss": manifest.train_loss,
-        "val_loss": manifest.val_loss,
-    }

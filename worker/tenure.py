@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from sqlmodel import Session
 
 from core.failpoints import failpoint
-from jobs import feed, lease
+from jobs import feed, lease, shelf
 from jobs.database import Database
 from jobs.errors import LeaseLost, LedgerUnavailable
 from jobs.tables import Job, State
@@ -41,6 +41,10 @@ class Tenure:
     job: Job
     settings: WorkerSettings
     pending: list[feed.Said] = field(default_factory=list)
+    lost: set[str] = field(default_factory=set)
+    """Ids of the job's checkpoints that were damaged or gone when this attempt began."""
+    superseded: list[str] = field(default_factory=list)
+    """Names of checkpoints that the ledger has marked as gone, and whose folders are to follow."""
     _position: int = field(init=False)
     _num_in_doubt: int | None = None
     renewed_at: float = field(default_factory=time.monotonic)
@@ -81,6 +85,14 @@ class Tenure:
             self.renewed_at = moment
         except LedgerUnavailable as error:
             self._tolerate(error)
+
+    def amend(self, deed: Callable[[Session], Job]) -> None:
+        """Write what is pending, and change the job, in one transaction.
+
+        Raises:
+            LeaseLost, LedgerUnavailable: it was not done, or nobody knows.
+        """
+        self.job = self._land(deed)
 
     def stop_requested(self) -> bool:
         """Whether a person asked for a stop, which the ledger then calls `stopping`; looked up now and then."""
@@ -138,14 +150,24 @@ class Tenure:
                 raise LeaseLost(self.job.id, self.job.fence)
             self._settle_doubt(session)
             self._num_in_doubt = len(self.pending)
-            position = self._position
+            position, superseded = self._position, []
             if self.pending:
                 position = feed.record(session, self.job.id, self.job.fence, self.pending)
+                superseded = self._retire(session)
             answer = deed(session)
+        self.superseded += superseded
         self._position = answer.last_seq if isinstance(answer, Job) else position
         self._num_in_doubt = None
         self.pending.clear()
         return answer
+
+    def _retire(self, session: Session) -> list[str]:
+        """What was said last supersedes what came before it, if there is a checkpoint among it; see `jobs.shelf`."""
+        if not any(kind == "checkpoint" for kind, _ in self.pending):
+            return []
+        # A job of an earlier release was taken in with the word that nothing would remove its checkpoints.
+        keep = self.job.config.get("keep_checkpoints", 0)
+        return shelf.retire_superseded(session, self.job.id, self.job.fence, keep, self.lost)
 
     def _settle_doubt(self, session: Session) -> None:
         """Drop what the last transaction wrote, if it landed although its answer did not come."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from client import tables
+from client import tables, wording
 from client.api import Ratchet
 from client.commands.connection import AsJson, Limit, latest_checkpoint, print_json, print_table
 from client.commands.training_options import given
@@ -32,6 +33,19 @@ def checkpoints(
         print_table(tables.checkpoints, found)
     else:
         typer.echo("There are no checkpoints yet.")
+
+
+@app.command()
+def download(
+    ref: Annotated[str, typer.Argument(help="A checkpoint's id or name, or a job's id.", show_default=False)],
+    to: Annotated[Path, typer.Option(help="The folder to put it into.")] = Path(),
+) -> None:
+    """Fetch a checkpoint: a folder that is whole, or nothing.
+
+    Prints where it is, which is what CHECKPOINT_PATH takes.
+    """
+    with Ratchet() as api:
+        typer.echo(api.download(latest_checkpoint(api, ref), to))
 
 
 @app.command()
@@ -59,6 +73,23 @@ def generate(
             _write(token.text for token in api.generate_stream(checkpoint, prompt, **settings))
         else:
             _write(choice["text"] for choice in api.generate(checkpoint, prompt, **settings)["choices"])
+
+
+@app.command()
+def export(
+    ref: Annotated[str, typer.Argument(help="A checkpoint's id or name, or a job's id.", show_default=False)],
+    merge: Annotated[bool, typer.Option("--merge", help="Add adapters to their base.")] = False,
+    name: Annotated[str | None, typer.Option(help="Of the folder.", show_default=False)] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a checkpoint as a Hugging Face folder below the models root."""
+    with Ratchet() as api:
+        done = api.export(latest_checkpoint(api, ref), **given({"name": name, "merge": merge}))
+    if as_json:
+        print_json(done)
+        return
+    what = "PEFT adapter" if done["kind"] == "adapter" else "model"
+    typer.echo(f"The {what} {done['name']} ({wording.size(done['size_bytes'])}) is below the models root.")
 
 
 def _write(pieces: Iterable[str]) -> None:

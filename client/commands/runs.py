@@ -17,6 +17,9 @@ from core.resume_rules import ResumeMode
 
 app = typer.Typer()
 
+NUM_SHOWN_STEPS = 20
+"""Of a curve, for a person at a terminal."""
+
 Follow = Annotated[bool, typer.Option("--follow", "-f", help="Watch it until it has ended.")]
 Name = Annotated[str | None, typer.Option(help="What to call the job.", show_default=False)]
 
@@ -88,6 +91,26 @@ def logs(job: JobId, follow: Follow = False, as_json: AsJson = False) -> None:
             line = tables.event_line(event) if as_json else line_of(event.kind, event.data)
             if line is not None:
                 typer.echo(line if as_json else printable(line))
+
+
+@app.command()
+def metrics(
+    job: JobId,
+    points: Annotated[int | None, typer.Option(help="How many steps at most.", show_default=False)] = None,
+    lineage: Annotated[bool, typer.Option("--lineage", help="Also the runs that it went on from.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV, for a spreadsheet.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show a job's loss by step."""
+    with Ratchet() as api:
+        if as_csv:
+            typer.echo(api.metrics_csv(job, points=points, lineage=lineage), nl=False)
+        elif as_json:
+            print_json(api.metrics(job, points=points, lineage=lineage))
+        elif steps := api.metrics(job, points=points or NUM_SHOWN_STEPS, lineage=lineage)["points"]:
+            print_table(tables.steps, steps)
+        else:
+            typer.echo(f"Job {job} has made no step yet.")
 
 
 @app.command()

@@ -29,6 +29,8 @@ def find_base(name: str, models_root: Path | None = None) -> Path:
         ModelUnavailable: says what was looked for, where, and the two ways out.
     """
     folder = models_root / name if models_root else Path(name)
+    if models_root and ".." in Path(name).parts:
+        raise ModelUnavailable(f"base model '{name}' leads out of the models root", field="base_model")
     if folder.is_dir():
         return _checked(folder)
     cached = _from_hub(name, local=True)

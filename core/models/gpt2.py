@@ -8,12 +8,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from core.errors import CheckpointMismatch
 from core.losses import next_token_loss
 from core.models import LanguageModel
 from core.models.lora import adapter_config, wrap_with_adapters
+from core.models.pretrained import load_gpt2, load_tokenizer
 from core.tokenizer import PretrainedTokenizer, TokenIds
 
 
@@ -28,6 +30,10 @@ class GPT2Wrapper(LanguageModel):
         lora_dropout: Dropout before each adapter.
         dropout: Dropout of embeddings, attention and residuals.
         base_name: How the adapter's configuration names its base.
+        mapped: Leave the weights where they are read from, for a model that is only asked.
+
+    Raises:
+        ModelUnavailable: the folder cannot be used.
     """
 
     def __init__(
@@ -39,25 +45,22 @@ class GPT2Wrapper(LanguageModel):
         lora_dropout: float = 0.0,
         dropout: float = 0.0,
         base_name: str | None = None,
+        mapped: bool = False,
     ) -> None:
         super().__init__()
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-        from transformers.utils import logging
-
-        # A bar for weights that load in a blink would be the first line of every log.
-        logging.disable_progress_bar()
-        drops = {"attn_pdrop": dropout, "embd_pdrop": dropout, "resid_pdrop": dropout}
-        model = AutoModelForCausalLM.from_pretrained(
-            base, local_files_only=True, use_safetensors=True, trust_remote_code=False, dtype="float32", **drops
-        )
+        model = load_gpt2(base, dropout)
+        if not (mapped or use_lora):
+            # What trains is on pages of its own: an update would copy each of the file's anyway, and sums come out to
+            # the last bit as they do on memory that torch aligned.
+            _own_pages(model)
+        model.name_or_path = base_name or str(base)
         self.vocab_size = int(model.config.vocab_size)
         self.max_context = int(model.config.max_position_embeddings)
-        pretrained = AutoTokenizer.from_pretrained(base, local_files_only=True, trust_remote_code=False)
-        self.tokenizer = PretrainedTokenizer(pretrained, self.vocab_size)
+        self.tokenizer = PretrainedTokenizer(load_tokenizer(base, model.config), self.vocab_size)
         self.use_lora = use_lora
         self.network: Any = model
         if use_lora:
-            self.network = _with_adapters(model, base_name or str(base), lora_rank, lora_alpha, lora_dropout)
+            self.network = _with_adapters(model, lora_rank, lora_alpha, lora_dropout)
             self.weights_file = "adapter_model.safetensors"
 
     @property
@@ -88,7 +91,8 @@ class GPT2Wrapper(LanguageModel):
         if self.use_lora:
             from peft import get_peft_model_state_dict
 
-            return dict(get_peft_model_state_dict(self.network))
+            # Left to itself, peft asks the hub whether the base has grown tokens; none here ever does.
+            return dict(get_peft_model_state_dict(self.network, save_embedding_layers=False))
         tied = set(self.network.all_tied_weights_keys)
         return {name: tensor for name, tensor in self.network.state_dict().items() if name not in tied}
 
@@ -103,6 +107,12 @@ class GPT2Wrapper(LanguageModel):
         for name, tensor in tensors.items():
             expected[name].copy_(tensor)
 
+    def merge(self) -> None:
+        """Add the adapters to the weights they were trained on: from here on this is a plain GPT-2."""
+        self.network = self.network.merge_and_unload()
+        self.use_lora = False
+        self.weights_file = "model.safetensors"
+
     def describe(self, folder: Path) -> None:
         """Write `adapter_config.json`, or the model's `config.json`."""
         if self.use_lora:
@@ -111,14 +121,19 @@ class GPT2Wrapper(LanguageModel):
             self.network.config.save_pretrained(folder)
 
 
-def _with_adapters(model: Any, base_name: str, rank: int, alpha: float, dropout: float) -> Any:
+def _own_pages(model: Any) -> None:
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
+
+
+def _with_adapters(model: Any, rank: int, alpha: float, dropout: float) -> Any:
     config = adapter_config(
         "all-linear",
         rank,
         alpha,
         dropout,
         task_type="CAUSAL_LM",
-        base_model_name_or_path=base_name,
+        base_model_name_or_path=model.name_or_path,
         # GPT-2 keeps its matrices as (in, out); peft asks to be told.
         fan_in_fan_out=True,
     )

@@ -4,5 +4,5 @@ A change of `jobs.tables` brings a new file in `versions/`, named and chained li
 never edited. A test holds the tables and the sum of all revisions against each other.
 """
 
-REVISION = "0002"
+REVISION = "0003"
 """The newest one, which this code is written for."""

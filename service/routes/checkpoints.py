@@ -10,8 +10,10 @@ from core.errors import CheckpointCorrupt
 from core.events import finite
 from jobs import catalog
 from jobs.catalog import Order
-from service.deps import After, Checkpoints, Ledger, Limit, Owner
-from service.schemas import CheckpointDetail, CheckpointOut, Page
+from jobs.lineage import trace
+from service.deps import After, Checkpoints, InTurn, Ledger, Limit, Owner
+from service.lineage import CheckpointDetail, LinkOut
+from service.schemas import CheckpointOut, Page
 
 router = APIRouter(tags=["checkpoints"])
 
@@ -38,11 +40,34 @@ def list_checkpoints(
 
 
 @router.get("/checkpoints/{ref}")
-def get_checkpoint(ref: str, shelf: Checkpoints, owner: Owner) -> CheckpointDetail:
-    """One checkpoint (id, name or `latest`), and what its folder says of it."""
+def get_checkpoint(ref: str, shelf: Checkpoints, ledger: Ledger, owner: Owner) -> CheckpointDetail:
+    """One checkpoint (id, name or `latest`), what its folder says of it, and its lineage."""
     row = shelf.find(owner, ref)
     try:
         manifest = finite(shelf.manifest(row).model_dump())
     except CheckpointCorrupt:
         manifest = None
-    return CheckpointDetail(**CheckpointOut.of(row).model_dump(), manifest=manifest)
+    with ledger.read() as session:
+        lineage = [LinkOut.of(link) for link in trace(session, row)]
+    return CheckpointDetail(**CheckpointOut.of(row).model_dump(), manifest=manifest, lineage=lineage)
+
+
+@router.post("/checkpoints/{ref}/pin", dependencies=[InTurn])
+def pin_checkpoint(ref: str, shelf: Checkpoints, owner: Owner) -> CheckpointOut:
+    """Let a checkpoint (id or name) stay, whatever comes after it. Pinning it again changes nothing."""
+    return CheckpointOut.of(shelf.set_pinned(owner, ref, True))
+
+
+@router.delete("/checkpoints/{ref}/pin", dependencies=[InTurn])
+def unpin_checkpoint(ref: str, shelf: Checkpoints, owner: Owner) -> CheckpointOut:
+    """Let a pinned checkpoint go when newer ones of its run supersede it; nothing is removed at once."""
+    return CheckpointOut.of(shelf.set_pinned(owner, ref, False))
+
+
+@router.delete("/checkpoints/{ref}", status_code=204, dependencies=[InTurn])
+def delete_checkpoint(ref: str, shelf: Checkpoints, owner: Owner) -> None:
+    """Remove a checkpoint (id or name) for good. Whoever asks for it later is told so: 410.
+
+    One that is pinned, that a job is about to start from, or that an unfinished job would go on from, stays: 409.
+    """
+    shelf.remove(owner, ref)

@@ -2,49 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Annotated, Literal
 
-import anyio
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 
-from jobs import catalog, line, queue
-from jobs.database import BUSY_SECONDS
-from jobs.errors import LedgerUnavailable
+from jobs import catalog, line, queue, thinning
 from jobs.tables import State
 from jobs.turns import LINE, take_turn
-from service.deps import After, Checkpoints, JobDep, JobOrLatest, Ledger, Limit, Owner, Settings, config_sized
+from service.deps import After, Checkpoints, InTurn, JobDep, JobOrLatest, Ledger, Limit, Owner, Settings, config_sized
 from service.errors import FilterUnfit
 from service.intake import Accepted, Intake, Repeat
 from service.resumption import Resumption
 from service.schemas import JobIn, JobOut, JobPatch, Page, ResumeIn
 
 router = APIRouter(tags=["jobs"])
-
-
-WRITERS = 8
-"""Requests that change something at the same time."""
-
-
-async def _turn(request: Request) -> AsyncIterator[None]:
-    """Let in few of those that change something; the others wait outside, for as long as a transaction would.
-
-    They wait for the ledger in threads, of which there are forty. Were they all let in, someone who keeps the ledger
-    locked would keep every thread waiting, and those who only want to look would wait for a thread.
-    """
-    writing: anyio.Semaphore = request.app.state.writing
-    try:
-        with anyio.fail_after(BUSY_SECONDS):
-            await writing.acquire()
-    except TimeoutError:
-        raise LedgerUnavailable("The ledger is busy; nothing was changed, try again in a moment.") from None
-    try:
-        yield
-    finally:
-        writing.release()
-
-
-InTurn = Depends(_turn, scope="function")
 
 
 async def _intake(settings: Settings, ledger: Ledger, owner: Owner) -> Intake:
@@ -172,10 +143,24 @@ def change_job(job_id: str, body: JobPatch, ledger: Ledger, owner: Owner) -> Job
 
 
 @router.delete("/jobs/{job_id}", status_code=204, dependencies=[InTurn])
-def delete_job(job_id: str, ledger: Ledger, owner: Owner) -> None:
-    """Remove a job that has ended, and its events; its checkpoints stay."""
+def delete_job(
+    job: JobDep,
+    ledger: Ledger,
+    shelf: Checkpoints,
+    checkpoints: Annotated[bool, Query(description="Remove its checkpoints, too.")] = False,
+) -> None:
+    """Remove a job that has ended, and its events; its checkpoints stay, unless `checkpoints=true`.
+
+    Then those alone stay that are pinned, or that another job is about to start from.
+    """
+    catalog.check_ended(job)
+    if checkpoints:
+        shelf.remove_those_of(job)
+    for seq in range(thinning.CHUNK, job.last_seq, thinning.CHUNK):
+        with ledger.write() as session:
+            catalog.delete_events(session, job, up_to_seq=seq)
     with ledger.write() as session:
-        catalog.delete_job(session, queue.locked(session, catalog.get_job(session, owner, job_id)))
+        catalog.delete_job(session, job)
 
 
 def _answer(accepted: Accepted, response: Response) -> JobOut:

@@ -48,3 +48,32 @@ def test_a_path_is_no_name_of_a_model(ratchet: Ratchet, name: str) -> None:
     answer = ratchet.http.post("/jobs", json={**TINY, "base_model": name})
     assert (answer.status_code, answer.json()["code"]) == (422, "model_forbidden")
     assert ratchet.http.post("/generate", json={"model": name, "prompt": "Q"}).status_code == 422
+
+
+@pytest.mark.parametrize("use_lora", [False, True])
+def test_a_checkpoint_is_exported_and_is_the_base_of_the_next_run(ratchet: Ratchet, use_lora: bool) -> None:
+    job = ratchet.submit(**TINY, base_model="tiny-gpt2", use_lora=use_lora)
+    ratchet.follow(job["id"])
+    checkpoint = ratchet.http.get(f"/jobs/{job['id']}").json()["checkpoint"]
+    name = f"exported_{use_lora}"
+    answer = ratchet.http.post(f"/checkpoints/{checkpoint}/export", json={"name": name, "merge": True})
+    assert (answer.status_code, answer.json()["kind"]) == (201, "model"), answer.text
+    again = ratchet.http.post(f"/checkpoints/{checkpoint}/export", json={"name": name, "merge": True})
+    assert (again.status_code, again.json()["code"]) == (409, "model_exists")
+    ask = {"prompt": "QUESTION: ", "max_new_tokens": 5, "temperature": 0}
+    texts = [
+        ratchet.http.post("/generate", json={**ask, **which}).json()["choices"]
+        for which in ({"checkpoint": checkpoint}, {"model": name})
+    ]
+    assert texts[0] == texts[1]
+    following = ratchet.submit(**TINY, base_model=name)
+    assert "✅ Training finished at step 6" in ratchet.follow(following["id"])
+
+
+def test_a_model_from_scratch_is_not_exported_but_downloaded(ratchet: Ratchet) -> None:
+    job = ratchet.submit(training_steps=2, checkpoint_interval=1, max_new_tokens=0)
+    ratchet.follow(job["id"])
+    checkpoint = ratchet.http.get(f"/jobs/{job['id']}").json()["checkpoint"]
+    answer = ratchet.http.post(f"/checkpoints/{checkpoint}/export")
+    assert (answer.status_code, answer.json()["code"]) == (409, "export_unsupported")
+    assert "download its folder instead" in answer.json()["detail"]

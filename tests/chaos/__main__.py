@@ -20,7 +20,7 @@ from sqlmodel import func, select
 
 from jobs.tables import Event, Job
 from tests.chaos.storm import CONFIGS, Storm
-from tests.chaos.verdict import violations, weights_of
+from tests.chaos.verdict import num_half_removed, violations, weights_of
 from tests.chaos.world import SERVICE_SITES, WORKER_SITES, World
 from tests.postgres import PostgresServer
 
@@ -92,6 +92,7 @@ def settle(world: World, storm: Storm, seconds: float) -> None:
     world.keep_up()
     storm.calm()
     wait_for(lambda: (world.keep_up(), storm.is_done())[1], seconds)
+    wait_for(lambda: num_half_removed(world) == 0, 30)
     storm.end()
 
 

@@ -9,12 +9,14 @@ from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
-from sqlmodel import Session, col, select
+from sqlmodel import Session, select
 
 from core.checkpointing import verify
 from core.errors import CheckpointError
 from core.manifest import read_manifest
 from jobs import feed
+from jobs.catalog import latest_checkpoint
+from jobs.shelf import removed_names
 from jobs.tables import FINAL, HELD, TRANSITIONS, Checkpoint, Event, Job, State
 from tests.chaos.storm import Storm
 from tests.chaos.world import World
@@ -94,9 +96,10 @@ def _of_steps(job: Job, log: list[Event]) -> Iterator[str]:
 
 
 def _of_newest(session: Session, world: World, job: Job, log: list[Event]) -> Iterator[str]:
-    """The newest checkpoint that the log speaks of is listed; whether it is whole is asked of all that are."""
+    """The newest checkpoint that the log speaks of is there; whether it is whole is asked of all that are."""
     said = [json.loads(event.data) for event in log if event.kind == "checkpoint"]
-    if said and session.get(Checkpoint, said[-1]["id"]) is None:
+    row = session.get(Checkpoint, said[-1]["id"]) if said else None
+    if said and (row is None or row.removed_at is not None):
         yield f"its checkpoint {said[-1]['name']} is not listed any more"
 
 
@@ -109,9 +112,7 @@ def _of_end(session: Session, world: World, job: Job, storm: Storm, uninterrupte
         yield f"it failed: {job.error}"
     if job.state is not State.SUCCEEDED:
         return
-    last = session.exec(
-        select(Checkpoint).where(Checkpoint.job_id == job.id).order_by(col(Checkpoint.step).desc()).limit(1)
-    ).first()
+    last = latest_checkpoint(session, job.id)
     end_step = job.start_step + job.training_steps
     if last is None or last.step != end_step or job.step != end_step:
         yield f"it succeeded at step {job.step} of {end_step}, and its last checkpoint is {last and last.step}"
@@ -122,11 +123,22 @@ def _of_end(session: Session, world: World, job: Job, storm: Storm, uninterrupte
 
 
 def _of_folder(world: World, row: Checkpoint) -> Iterator[str]:
-    """What the ledger lists is there, and whole."""
+    """What the ledger lists is there, and whole; what it says is gone is not there."""
+    if row.removed_at is not None:
+        if (world.store.root / row.path).exists():
+            yield "it was removed, and its folder is still there"
+        return
     try:
         verify(read_manifest(world.store.root / row.path))
     except CheckpointError as error:
         yield error.message
+
+
+def num_half_removed(world: World) -> int:
+    """Folders that a worker has yet to remove: one that was killed at it has left them to the next."""
+    on_disk = {path.name for path in world.store.root.glob("checkpoint_*")}
+    with world.ledger.read() as session:
+        return len(removed_names(session, on_disk)) + len(list(world.store.root.glob("tmp-gone-*")))
 
 
 def _holes(numbers: list[int]) -> str:

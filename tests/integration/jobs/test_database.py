@@ -11,12 +11,12 @@ from sqlalchemy import event
 from sqlalchemy.exc import OperationalError
 
 from core.errors import ConfigError
-from jobs import catalog, feed, lease, line, queue, workers
+from jobs import catalog, feed, lease, line, queue, shelf, workers
 from jobs.database import Database
 from jobs.errors import LedgerUnavailable
 from jobs.lease import LeaseScanner, Succeeded
 from jobs.queue import NewJob
-from jobs.tables import State, Worker
+from jobs.tables import Checkpoint, State, Worker
 
 SPEC = NewJob("tale", {}, 10)
 
@@ -243,3 +243,31 @@ def test_the_line_and_a_page_of_events_are_read_by_index_in_order(db: Database) 
     events, waiting = plans(db, [statement for statement in heard if statement.startswith("SELECT")])
     assert events == ["SEARCH event USING PRIMARY KEY (job_id=? AND seq>?)"]
     assert waiting == ["SEARCH job USING INDEX ix_job_claim (state=?)"]
+
+
+def test_checkpoints_that_are_gone_cost_no_list_anything(db: Database) -> None:
+    heard = statements(db)
+    with db.write() as session:
+        job = queue.enqueue(session, SPEC).job
+        last = Checkpoint(id="c1", name="c1", path="c1", job_id=job.id, step=1, created_at=0.0)
+        catalog.adopt_checkpoint(session, last)
+        heard.clear()
+        catalog.list_checkpoints(session, "local", 10, "c1")
+        catalog.latest_checkpoint(session, job.id)
+        shelf.known_names(session, ["c1"])
+        shelf.removed_names(session, ["c1"])
+    _, page, latest, known, removed = plans(db, [said for said in heard if said.startswith("SELECT")])
+    assert page == ["SEARCH checkpoint USING INDEX ix_checkpoint_newest (owner=? AND (created_at,id)<(?,?))"]
+    assert latest[0] == "SEARCH checkpoint USING INDEX ix_checkpoint_job (job_id=? AND removed_at=?)"
+    for plan in (known, removed):
+        assert "(name=?)" in plan[0]
+
+
+def test_who_starts_from_a_checkpoint_is_looked_for_among_the_unfinished_alone(db: Database) -> None:
+    heard = statements(db)
+    with db.write() as session:
+        row = Checkpoint(id="c1", name="c1", path="c1", step=1, created_at=0.0)
+        catalog.adopt_checkpoint(session, row)
+        shelf.remove(session, row, lambda _: True)
+    (plan,) = plans(db, [said for said in heard if "FROM job" in said])
+    assert plan == ["SEARCH job USING INDEX ix_job_claim (state=?)"]

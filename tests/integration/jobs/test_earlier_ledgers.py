@@ -15,7 +15,7 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 from sqlalchemy import text
 
-from jobs import catalog, feed, lease, migrations, queue
+from jobs import catalog, feed, lease, migrations, queue, shelf
 from jobs.database import Database
 from jobs.queue import NewJob
 from jobs.tables import State
@@ -65,7 +65,8 @@ def holds_everything(ledger: Database) -> None:
         ended = catalog.get_job(session, "local", "job_ended")
         assert (ended.state, ended.val_loss, ended.meta) == (State.SUCCEEDED, 1.75, {"team": "red"})
         assert [event.seq for event in feed.after(session, "job_ended", 0)] == [1, 2, 3, 4, 5]
-        assert catalog.find_checkpoint(session, "local", "checkpoint_c1").job_id == "job_ended"
+        checkpoint = catalog.find_checkpoint(session, "local", "checkpoint_c1")
+        assert (checkpoint.job_id, checkpoint.run, checkpoint.removed_at) == ("job_ended", "job_ended", None)
         held = catalog.get_job(session, "local", "job_held")
         assert (held.state, held.fence, held.parent_checkpoint) == (State.RUNNING, 1, "c1")
         repeated = queue.made_before(session, "local", "key", "hash")
@@ -81,6 +82,8 @@ def works(ledger: Database) -> None:
         assert claimed is not None
         assert claimed.id == "job_queued"
         assert queue.enqueue(session, NewJob("new", {}, 10)).job.seq == 4
+        shelf.remove(session, catalog.find_checkpoint(session, "local", "c1"), lambda _: True)
+        assert catalog.get_job(session, "local", "job_ended").checkpoint is None
 
 
 def test_every_earlier_revision_has_a_ledger_here() -> None:

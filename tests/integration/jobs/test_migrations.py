@@ -14,6 +14,7 @@ from sqlmodel import SQLModel
 
 from jobs.database import Database
 from jobs.errors import LedgerNewer
+from jobs.migrations import REVISION
 
 OUTER_COMMA = re.compile(r",(?![^(]*\))")
 
@@ -104,8 +105,8 @@ def test_a_ledger_with_something_in_it_is_backed_up_before_it_changes(fresh: Dat
         connection.commit()
     fresh.migrate()
     fresh.ping()
-    assert backups(fresh) == ["ratchet.db.before-0002.bak"]
-    with closing(sqlite3.connect(fresh.dialect.path.with_name("ratchet.db.before-0002.bak"))) as connection:
+    assert backups(fresh) == [f"ratchet.db.before-{REVISION}.bak"]
+    with closing(sqlite3.connect(fresh.dialect.path.with_name(f"ratchet.db.before-{REVISION}.bak"))) as connection:
         assert connection.execute("SELECT line FROM diary").fetchall() == [("dear",)]
         assert connection.execute("SELECT count(*) FROM sqlite_master").fetchone() == (1,)
 

@@ -15,7 +15,7 @@ from sqlalchemy import event, text
 from sqlalchemy.exc import ProgrammingError
 from sqlmodel import SQLModel
 
-from jobs import catalog, feed, lease, queue
+from jobs import catalog, curves, feed, lease, queue
 from jobs.database import Database
 from jobs.errors import LedgerNewer, LedgerUnavailable
 from jobs.lease import LeaseScanner
@@ -248,6 +248,27 @@ def test_a_claim_and_a_page_of_events_are_read_by_index(pg: Database) -> None:
     assert "Index Scan using ix_job_claim" in plans[0]
     assert "event_pkey" in plans[1]
     assert "Sort" not in plans[0]
+
+
+def test_a_page_of_a_curve_is_read_backwards_by_index(pg: Database) -> None:
+    heard: list[tuple[str, Any]] = []
+    put_in_line(pg)
+    with pg.write() as session:
+        job = queue.claim(session, "w1", now=0.0)
+        steps = [("step", {"step": step, "loss": 1.0}) for step in range(1, 20_001)]
+        feed.record(session, job.id, job.fence, steps)
+    with pg.writer.begin() as connection:
+        connection.execute(text("ANALYZE event"))
+    with pg.read() as session:
+        job = catalog.get_job(session, "local", job.id)
+    event.listen(pg.reader, "before_cursor_execute", lambda *told: heard.append(told[2:4]))
+    curve = curves.draw(pg.read, job, num_points=100, after_step=19_990)
+    assert [point["step"] for point in curve.steps] == list(range(19_991, 20_001))
+    (page,) = [asked for asked in heard if asked[0].startswith("SELECT event")]
+    with pg.read() as session:
+        plan = "\n".join(row[0] for row in explained(session, *page))
+    assert "Index Scan Backward using event_pkey" in plan
+    assert "Sort" not in plan
 
 
 def explained(session: Any, statement: str, parameters: Any) -> Any:

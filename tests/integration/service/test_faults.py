@@ -22,8 +22,7 @@ from jobs.database import BUSY_SECONDS, Database
 from jobs.lease import LeaseScanner
 from jobs.tables import Job
 from service import app as service_app
-from service import server
-from service.routes import jobs as job_routes
+from service import deps, server
 from service.settings import ServiceSettings
 from tests.faults import ServiceProcess, fill, on_a_disk_of, on_a_sealed_disk, writes_refused
 from tests.integration.service.conftest import BODY, Hand, Running
@@ -182,7 +181,7 @@ def impatient(
 ) -> Iterator[Running]:
     """A service that waits for its ledger for half a second only."""
     monkeypatch.setattr(service_app, "Database", partial(Database, busy_seconds=0.5))
-    monkeypatch.setattr(job_routes, "BUSY_SECONDS", 0.5)
+    monkeypatch.setattr(deps, "BUSY_SECONDS", 0.5)
     with run_service() as running:
         yield running
 

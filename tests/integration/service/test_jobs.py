@@ -15,9 +15,9 @@ from tests.integration.service.conftest import BODY, Hand, Serve
 Finished = Callable[..., tuple[Job, Checkpoint]]
 
 FIELDS = {
-    *("id", "name", "state", "config", "step", "start_step", "training_steps", "attempt", "parent", "checkpoint"),
+    *("id", "name", "state", "config", "step", "start_step", "training_steps", "attempt", "parent", "parent_job"),
     *("progress", "eta_seconds", "tokens_per_second", "train_loss", "val_loss", "error", "created_at", "started_at"),
-    *("finished_at", "metadata", "priority", "diff", "mode", "events_url", "stop_requested", "run_after"),
+    *("finished_at", "metadata", "priority", "diff", "mode", "events_url", "stop_requested", "run_after", "checkpoint"),
 }
 
 

@@ -51,8 +51,15 @@ def test_a_job_is_taken_in_followed_and_resumed(client: TestClient, hand: Hand, 
     assert client.get("/jobs", params={"metadata[$odd 'key]": "true"}).json()["data"][0]["id"] == job.id
     assert client.get("/jobs", params={"metadata[team]": "blue"}).json()["data"] == []
     assert client.get("/checkpoints", params={"order": "best"}).json()["data"][0]["id"] == saved.manifest.id
-    assert client.post(f"/jobs/{job.id}/resume", json={"training_steps": 5}).status_code == 201
-    assert client.delete(f"/jobs/{job.id}").status_code == 204
+    assert client.post(f"/checkpoints/{saved.manifest.id}/pin").json()["pinned"]
+    assert client.delete(f"/checkpoints/{saved.manifest.id}").json()["code"] == "checkpoint_pinned"
+    assert not client.delete(f"/checkpoints/{saved.manifest.id}/pin").json()["pinned"]
+    heir = client.post(f"/jobs/{job.id}/resume", json={"training_steps": 5})
+    assert heir.status_code == 201
+    assert client.delete(f"/checkpoints/{saved.manifest.id}").json()["code"] == "checkpoint_needed"
+    client.post(f"/jobs/{heir.json()['id']}/cancel")
+    assert client.delete(f"/jobs/{job.id}?checkpoints=true").status_code == 204
+    assert client.get(f"/checkpoints/{saved.manifest.id}").json()["code"] == "checkpoint_removed"
     assert client.get("/readyz").json()["status"] == "ok"
 
 

@@ -14,6 +14,7 @@ from core.checkpointing import CheckpointStore, load_checkpoint
 from core.config import TrainingConfig, parse
 from core.sources import SourceText
 from tests.integration.worker.conftest import TEXT, TINY
+from tests.tiny_models import make_gpt2_folder
 from worker.inference_process import InferenceProcess
 from worker.settings import WorkerSettings
 
@@ -48,7 +49,9 @@ def ask(process: InferenceProcess) -> Iterator[Any]:
 
 @pytest.fixture
 def name(root: Path) -> str:
-    return next(iter(CheckpointStore(root / "checkpoints"))).manifest.name
+    """The checkpoint of the model from scratch, at the end of its run."""
+    made = [item.manifest for item in CheckpointStore(root / "checkpoints") if item.manifest.model == "from_scratch"]
+    return made[0].name
 
 
 def lines(answer: httpx2.Response) -> list[dict[str, Any]]:
@@ -95,11 +98,11 @@ def test_what_cannot_be_generated_is_refused_before_the_first_byte(
     assert str(root / "checkpoints") not in answer.json()["message"], "a client learns no path of this machine"
 
 
-def test_a_legacy_file_becomes_a_checkpoint_once(process: InferenceProcess, ask: Any, root: Path) -> None:
+def test_a_legacy_file_becomes_a_checkpoint_once(process: InferenceProcess, ask: Any, root: Path, name: str) -> None:
     store = CheckpointStore(root / "checkpoints")
-    content = load_checkpoint(next(iter(store)).path)
+    content = load_checkpoint(root / "checkpoints" / name)
     legacy = "checkpoint_from_scratch_sums_step000010_abcdefg"
-    said = {name: content[name] for name in ("step", "config", "model_state_dict")} | {"chars": content["characters"]}
+    said = {key: content[key] for key in ("step", "config", "model_state_dict")} | {"chars": content["characters"]}
     torch.save(said, root / "checkpoints" / f"{legacy}.pt")
     headers = {"Authorization": f"Bearer {process.token}"}
     for _ in range(2):
@@ -146,3 +149,60 @@ def test_generation_that_died_is_started_again_at_a_new_address(root: Path) -> N
         assert process.url != before
     finally:
         process.close()
+
+
+@pytest.fixture(scope="module")
+def full(root: Path) -> str:
+    """A full GPT-2 checkpoint, trained on a base below the models root."""
+    make_gpt2_folder(root / "models" / "tiny", TEXT)
+    given = {**TINY, "model_type": "gpt2", "base_model": "tiny", "training_steps": 3}
+    store = CheckpointStore(root / "full")
+    source = SourceText("sums.md", TEXT, "0" * 64)
+    config = parse(TrainingConfig, given)
+    assemble(config, source, lambda _: None, lambda: False, store=store, models_root=root / "models").train()
+    made = next(iter(store))
+    return made.path.rename(root / "checkpoints" / made.manifest.name).name
+
+
+def export(process: InferenceProcess, **body: Any) -> httpx2.Response:
+    headers = {"Authorization": f"Bearer {process.token}"}
+    return httpx2.post(f"{process.url}/export", json=body, headers=headers, timeout=60)
+
+
+def test_a_checkpoint_is_exported_and_talked_to_as_a_model(
+    process: InferenceProcess, ask: Any, root: Path, full: str
+) -> None:
+    answer = export(process, checkpoint=full, name="mine", merge=True)
+    assert answer.status_code == 200, answer.text
+    size = sum(path.stat().st_size for path in (root / "models" / "mine").iterdir())
+    assert answer.json() == {"name": "mine", "path": "mine", "size_bytes": size, "kind": "model"}
+    said = [lines(ask(**one, temperature=0)) for one in ({"model": "mine"}, {"checkpoint": full})]
+    assert said[0] == said[1]
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        ({"checkpoint": "checkpoint_nobody"}, 404, "checkpoint_not_found"),
+        ({"checkpoint": "../checkpoints"}, 404, "checkpoint_not_found"),
+        ({"checkpoint": "from_scratch"}, 409, "export_unsupported"),
+        ({"checkpoint": "full", "name": "tiny"}, 409, "model_exists"),
+        ({"checkpoint": "full", "name": "../up"}, 409, "export_unsupported"),
+        ({"checkpoint": "full", "as": "onnx"}, 422, "generation_invalid"),
+        ({}, 422, "generation_invalid"),
+    ],
+)
+def test_what_cannot_be_exported_is_refused(
+    process: InferenceProcess, root: Path, name: str, full: str, body: dict[str, Any], status: int, code: str
+) -> None:
+    there = {"from_scratch": name, "full": full}
+    told = {key: there.get(value, value) for key, value in body.items()}
+    before = sorted((root / "models").iterdir())
+    answer = export(process, **told)
+    assert (answer.status_code, answer.json()["code"]) == (status, code)
+    assert str(root) not in answer.json()["message"]
+    assert sorted((root / "models").iterdir()) == before
+
+
+def test_nobody_exports_without_the_token(process: InferenceProcess, full: str) -> None:
+    assert httpx2.post(f"{process.url}/export", json={"checkpoint": full}).status_code == 401

@@ -12,6 +12,7 @@ from core.checkpointing import CheckpointStore, verify
 from core.config import TrainingConfig, parse
 from core.manifest import Checkpoint
 from core.sources import SourceText
+from jobs import catalog
 from jobs.tables import FINAL, State
 from tests.integration.worker.conftest import TEXT, TINY, Bench
 
@@ -36,6 +37,8 @@ WORKER_SITES = [
     "worker.assigned",
     "supervisor.recording",
     "supervisor.recorded",
+    "checkpoint.retiring",
+    "checkpoint.retired",
     "supervisor.concluding",
     "supervisor.concluded",
 ]
@@ -58,14 +61,18 @@ def weights_of(checkpoint: Checkpoint) -> str:
 
 
 def assert_nothing_was_lost(bench: Bench, job_id: str, weights: str) -> list[tuple[str, dict[str, Any]]]:
-    """It succeeded once, as if nothing had happened; its checkpoints are whole and its log has no gap."""
+    """It succeeded once, as if nothing had happened; the latest two checkpoints are whole and its log has no gap."""
     log = bench.log_of(job_id)
     assert bench.job(job_id).state is State.SUCCEEDED
     assert [data for kind, data in log if kind == "done"] == [{"state": "succeeded"}]
     checkpoints = CheckpointStore(bench.folder / "checkpoints").of_job(job_id)
     for item in checkpoints:
         verify(item)
-    assert {data["id"] for kind, data in log if kind == "checkpoint"} == {item.manifest.id for item in checkpoints}
+    said = {data["id"]: data["step"] for kind, data in log if kind == "checkpoint"}
+    assert sorted(said.values()) == [10, 20, 30]
+    with bench.db.read() as session:
+        assert [row.id for row in catalog.checkpoints_of(session, job_id)] == [item.manifest.id for item in checkpoints]
+    assert [said[item.manifest.id] for item in checkpoints] == [30, 20]
     assert weights_of(checkpoints[0]) == weights
     assert not list((bench.folder / "checkpoints").glob("tmp-*"))
     return log
@@ -108,3 +115,23 @@ def test_a_worker_killed_at_every_place_in_turn_is_followed_by_another_that_goes
         assert bench.job(job_id).fence >= 1
     assert_nothing_was_lost(bench, job_id, uninterrupted)
     assert fired(bench) == set(WORKER_SITES)
+
+
+@pytest.mark.timeout(240)
+def test_a_run_of_two_processes_either_of_which_is_killed_ends_as_if_nothing_had_happened(bench: Bench) -> None:
+    run = {**RUN, "num_processes": 2, "precision": "bf16", "gradient_accumulation_steps": 2}
+    # Both ranks come by these places, and whoever is first dies.
+    sites = ["child.begun", "trainer.updating", "trainer.updated", "checkpoint.renaming"]
+    bench.worker(**killed_at(bench, sites))
+    store, final = CheckpointStore(bench.folder / "checkpoints"), []
+    for is_disturbed in (True, False):
+        job_id = bench.submit(**run)
+        job = bench.until(job_id, *FINAL, seconds=200)
+        # Both may die in one attempt, each at another place.
+        assert job.state is State.SUCCEEDED
+        assert (job.attempt > 2) is is_disturbed
+        final.append(store.of_job(job_id)[0])
+    assert fired(bench) == set(sites)
+    [ends, expected] = final
+    assert ends.manifest.surroundings["world_size"] == "2"
+    assert (ends.step, weights_of(ends)) == (30, weights_of(expected))

@@ -106,7 +106,7 @@ def test_a_worker_killed_takes_its_child_along_and_another_goes_on(bench: Bench)
 
 
 def test_what_a_killed_worker_published_and_never_said_is_found_and_damage_is_told(bench: Bench) -> None:
-    job_id = bench.submit(training_steps=600, checkpoint_interval=50, eval_interval=600)
+    job_id = bench.submit(training_steps=600, checkpoint_interval=50, eval_interval=600, keep_checkpoints=0)
     first = bench.worker()
     bench.until_step(job_id, 110)
     first.kill()
@@ -151,6 +151,33 @@ def test_a_job_whose_parent_is_gone_fails_and_does_not_begin_from_nothing(bench:
     job = bench.until_final(job_id)
     assert job.error is not None
     assert (job.state, job.error["code"]) == (State.FAILED, "checkpoint_not_found")
+
+
+def test_a_run_whose_checkpoint_is_damaged_goes_on_from_the_one_before_and_ends_where_it_was_to_end(
+    bench: Bench,
+) -> None:
+    first = bench.submit()
+    worker = bench.worker()
+    bench.until_final(first)
+    worker.terminate()
+    assert worker.wait(timeout=20) == 0
+    with bench.db.read() as session:
+        parent, before = catalog.checkpoints_of(session, first)
+    weights = bench.folder / "checkpoints" / parent.path / "model.safetensors"
+    weights.write_bytes(bytes(weights.stat().st_size))
+    with bench.db.write() as session:
+        config = config_to_dict(parse(TrainingConfig, {**TINY, "training_steps": 10}))
+        spec = NewJob("heir", config, 10, start_step=40, parent_checkpoint=parent.id, resume_mode="exact")
+        job_id = queue.enqueue(session, spec).job.id
+    bench.worker()
+    job = bench.until_final(job_id)
+    assert (job.state, job.start_step, job.training_steps, job.step) == (State.SUCCEEDED, 30, 20, 50)
+    log = bench.log_of(job_id)
+    assert [data["step"] for kind, data in log if kind == "step"] == list(range(31, 51))
+    (warning,) = [data["message"] for kind, data in log if kind == "warning" and "damaged" in data["message"]]
+    assert parent.name in warning
+    assert before.name in warning
+    assert job.parent_checkpoint == before.id
 
 
 def test_a_worker_that_finds_the_ledger_busy_waits_for_it(bench: Bench) -> None:

@@ -80,6 +80,9 @@ def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeService]:
         def do_POST(self) -> None:
             self.answer()
 
+        def do_DELETE(self) -> None:
+            self.answer()
+
         def answer(self) -> None:
             length = int(self.headers.get("Content-Length") or 0)
             body = json.loads(self.rfile.read(length) or "null")

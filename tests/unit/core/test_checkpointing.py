@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import resource
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from core.checkpointing import (
     create_checkpoint_log_file,
     first_whole,
     load_checkpoint,
+    looks_whole,
     verify,
     write_checkpoint_log,
 )
@@ -236,6 +238,17 @@ def test_what_a_killed_save_left_is_swept_by_the_job_that_left_it(store: Checkpo
     assert [folder.exists() for folder in left.values()] == [False, True, True]
 
 
+def test_what_nobody_has_written_to_for_a_day_is_swept_and_a_save_under_way_is_not(store: CheckpointStore) -> None:
+    abandoned, under_way = store.root / "tmp-run_a-1", store.root / "tmp-run_b-2"
+    for folder in (abandoned, under_way):
+        folder.mkdir(parents=True)
+        (folder / "model.safetensors").touch()
+        os.utime(folder, (0, 0))
+    os.utime(abandoned / "model.safetensors", (0, 0))
+    store.sweep_abandoned()
+    assert list(store.root.iterdir()) == [under_way]
+
+
 def test_a_damaged_checkpoint_is_never_loaded(run: Any, config: Any, store: CheckpointStore) -> None:
     run(config(), store=store).trainer.train()
     newest = next(iter(store))
@@ -269,3 +282,15 @@ def test_a_checkpoint_log_has_a_line_for_each_checkpoint(tmp_path: Path) -> None
     first, second = path.read_text().splitlines()
     assert "resumed at step 100" in first
     assert second.split() == ["step", "200", "train", "1.5000", "val", "—", "checkpoint_x"]
+
+
+def test_what_has_the_right_sizes_looks_whole_though_it_may_be_altered(store: CheckpointStore) -> None:
+    made = store.publish(manifest(), write_two_files)
+    weights = made.path / "model.safetensors"
+    assert looks_whole(made)
+    weights.write_bytes(b"altered" * 100)
+    assert looks_whole(made)
+    weights.write_bytes(b"short")
+    assert not looks_whole(made)
+    weights.unlink()
+    assert not looks_whole(made)

@@ -2,17 +2,22 @@ from __future__ import annotations
 
 import os
 import zipfile
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from core.checkpointing import load_checkpoint
+from core.checkpointing import CheckpointStore, load_checkpoint
 from core.config import config_to_dict, load_config_from_checkpoint
-from core.errors import CheckpointCorrupt, CheckpointMismatch, CheckpointUnsafe
+from core.errors import CheckpointCorrupt, CheckpointError, CheckpointMismatch, CheckpointUnsafe
 from core.generation import Completion, Sampling
-from core.opening import load_for_generation
+from core.opening import adopt_legacy, load_for_generation, open_for_generation
+from training import Console
 
 
 class Canary:
@@ -49,9 +54,9 @@ def legacy_file(run: Any, config: Any, tmp_path: Path) -> Path:
 
 def test_a_legacy_file_can_be_resumed(run: Any, config: Any, legacy_file: Path) -> None:
     content = load_checkpoint(legacy_file)
-    settings, _ = load_config_from_checkpoint(content, {"RESUME_STEPS": "3"})
-    assert (settings.start_step, settings.training_steps, settings.n_embd) == (4, 3, 16)
-    told = run(settings.training(), resume=content)
+    told_settings, _ = load_config_from_checkpoint(content, {"RESUME_STEPS": "3"})
+    assert (told_settings.start_step, told_settings.training_steps, told_settings.n_embd) == (4, 3, 16)
+    told = run(told_settings.training(), resume=content)
     told.trainer.train()
     assert [event.step for event in told.of("step")] == [5, 6, 7]
     whole = run(config(training_steps=7))
@@ -135,3 +140,109 @@ def test_a_truncated_file_is_one_sentence(legacy_file: Path) -> None:
     legacy_file.write_bytes(legacy_file.read_bytes()[:-200])
     with pytest.raises((CheckpointUnsafe, CheckpointCorrupt)):
         load_checkpoint(legacy_file)
+
+
+def open_by_script(path: Path) -> None:
+    """As `CHECKPOINT_PATH=… python3 training.py` does, before it turns the error into its one sentence."""
+    Console({"CHECKPOINT_PATH": str(path)}, must_resume=True)
+
+
+PATHS: dict[str, Callable[[Path], object]] = {
+    "script": open_by_script,
+    "resume": load_checkpoint,
+    "generate": open_for_generation,
+    "adopt": lambda path: adopt_legacy(path, CheckpointStore(path.parent)),
+}
+
+
+@pytest.mark.parametrize("way", list(PATHS))
+@pytest.mark.parametrize("place", ["extra", "model_state_dict", "step", "optimizer_state_dict", "hyperparameters"])
+def test_no_way_to_open_a_file_runs_what_is_hidden_in_it(
+    legacy_file: Path, tmp_path: Path, way: str, place: str
+) -> None:
+    said = torch.load(legacy_file, weights_only=True)
+    canary = Canary(tmp_path / "canary")
+    said[place] = {"a": canary} if place.endswith("dict") else canary
+    torch.save(said, legacy_file)
+    with pytest.raises(CheckpointUnsafe, match="more than tensors"):
+        PATHS[way](legacy_file)
+    assert not (tmp_path / "canary").exists()
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("tmp-")] == []
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"vocab_size": 5}, "its vocab_size says 5, its weights have"),
+        ({"hyperparameters": {"VOCAB_SIZE": 7}, "vocab_size": None}, "its vocab_size says 7, its weights have"),
+        ({"chars": "abc"}, r"its weights have \d+, its alphabet has 3 tokens"),
+    ],
+)
+def test_a_vocabulary_that_disagrees_with_the_weights_is_said(
+    legacy_file: Path, change: dict[str, Any], sentence: str
+) -> None:
+    said = torch.load(legacy_file, weights_only=True)
+    torch.save({**said, **change}, legacy_file)
+    with pytest.raises(CheckpointMismatch, match=sentence):
+        load_checkpoint(legacy_file)
+
+
+@pytest.mark.parametrize("where", ["model_state_dict", "optimizer_state_dict"])
+@pytest.mark.parametrize(
+    "bomb",
+    [
+        torch.zeros(1).expand(10**12),
+        torch.zeros(4).to_sparse(),
+        torch.empty(10**12, device="meta"),
+    ],
+    ids=["expanded", "sparse", "meta"],
+)
+def test_a_tensor_that_is_not_all_there_is_refused(legacy_file: Path, where: str, bomb: torch.Tensor) -> None:
+    said = torch.load(legacy_file, weights_only=True)
+    if where == "model_state_dict":
+        said[where]["head.bias"] = bomb
+    else:
+        said[where]["state"][0]["exp_avg"] = bomb
+    torch.save(said, legacy_file)
+    with pytest.raises((CheckpointUnsafe, CheckpointCorrupt)):
+        load_checkpoint(legacy_file)
+
+
+def test_more_than_tensors_can_need_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "long.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", bytes(65 << 20))
+    with pytest.raises(CheckpointUnsafe, match="64 MiB beside its tensors"):
+        load_checkpoint(path)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(place=st.integers(0, 2000), value=st.integers(0, 255), seed=st.integers(0, 3))
+def test_a_file_with_any_byte_altered_opens_or_is_one_sentence(
+    tmp_path: Path, place: int, value: int, seed: int
+) -> None:
+    path = tmp_path / "checkpoint_bent.pt"
+    torch.save({"model_state_dict": {"a": torch.ones(2)}, "step": 1, "vocab_size": 2, "chars": "ab"}, path)
+    content = bytearray(path.read_bytes())
+    content[place % len(content)] = value
+    content[(place * 7 + seed) % len(content)] ^= seed
+    path.write_bytes(content)
+    with suppress(CheckpointError):
+        load_checkpoint(path)
+
+
+def test_the_kind_of_run_is_read_off_the_weights_where_the_file_does_not_say_it(legacy_file: Path) -> None:
+    said = torch.load(legacy_file, weights_only=True)
+    del said["hyperparameters"]["MODEL_TYPE"], said["hyperparameters"]["USE_LORA"]
+    torch.save(said, legacy_file)
+    content = load_checkpoint(legacy_file)
+    assert (content["config"]["model_type"], content["config"]["use_lora"]) == ("from_scratch", False)
+
+
+def test_an_alphabet_that_makes_no_sense_is_one_sentence(legacy_file: Path) -> None:
+    said = torch.load(legacy_file, weights_only=True)
+    for odd in ({"stoi": {"a": "x", "b": 1}}, {"itos": {"x": "a", 1: "b"}}, {"chars": [1, 2]}, {"chars": ["ab"]}):
+        torch.save({**{name: value for name, value in said.items() if name != "chars"}, **odd}, legacy_file)
+        with pytest.raises(CheckpointMismatch, match="which characters its tokens are"):
+            open_for_generation(legacy_file)

@@ -150,8 +150,8 @@ def test_where_there_is_no_room_nothing_is_begun(
     told = run(config(), store=store)
     written: list[Path] = []
     monkeypatch.setattr("core.state.Snapshot.write", lambda _, folder, **__: written.append(folder))
-    monkeypatch.setattr("core.disk.shutil.disk_usage", lambda _: type("Usage", (), {"free": 1 << 20}))
-    with pytest.raises(DiskFull, match=r"takes about \d+ MiB and 1 MiB are free"):
+    monkeypatch.setattr("core.disk.shutil.disk_usage", lambda _: type("Usage", (), {"free": 1 << 10}))
+    with pytest.raises(DiskFull, match=r"takes about \d+ MiB and 0 MiB are free"):
         told.trainer.train()
     assert written == []
     assert list(store.root.iterdir()) == []

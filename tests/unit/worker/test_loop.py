@@ -12,12 +12,13 @@ import pytest
 from sqlalchemy import text
 from sqlmodel import select
 
-from jobs import feed, lease, queue
+from core.manifest import new_manifest
+from jobs import catalog, feed, lease, queue
 from jobs.database import Database
 from jobs.errors import LedgerNewer, LedgerUnavailable
 from jobs.lease import Succeeded
 from jobs.queue import NewJob
-from jobs.tables import Job, State
+from jobs.tables import Checkpoint, Job, State
 from worker.gpus import Gpu
 from worker.inference_process import InferenceProcess
 from worker.loop import WorkerLoop
@@ -143,7 +144,7 @@ def test_a_job_that_could_not_be_started_while_the_ledger_was_away_is_given_back
     def away(*_: Any) -> None:
         raise LedgerUnavailable("The connection broke.")
 
-    monkeypatch.setattr("worker.supervisor.checkpoint_ids", away)
+    monkeypatch.setattr("worker.origin.checkpoint_ids", away)
     loop.fill()
     assert loop._woken.wait(5)
     assert first_of(loop) == (State.STARTING, 1, loop.id, 1)
@@ -244,3 +245,26 @@ def test_the_logs_of_old_runs_are_thinned_if_the_operator_wants_that(loop: Worke
         loop._thin_at = 0.0
         loop.housekeeping()
         assert (num_events() < whole / 4) is gone
+
+
+def test_what_a_killed_worker_only_marked_as_gone_is_removed_by_the_next_one(loop: WorkerLoop, tmp_path: Path) -> None:
+    manifest = new_manifest(model="m", source="s", step=5, end_step=10, config={})
+    saved = loop.store.publish(manifest, lambda folder: (folder / "weights").write_bytes(b"w") and None)
+    told = {"id": manifest.id, "name": manifest.name, "path": manifest.name, "step": 5, "created_at": 1.0}
+    with loop.db.write() as session:
+        catalog.adopt_checkpoint(session, Checkpoint(**told, removed_at=2.0))
+    loop.housekeeping()
+    assert not saved.path.exists()
+    assert loop._swept > 0, "and then seldom"
+
+
+def test_a_disk_that_cannot_be_read_is_no_reason_to_end(
+    loop: WorkerLoop, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: Any) -> Any:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("pathlib.Path.glob", refuse)
+    with caplog.at_level(logging.WARNING):
+        loop.housekeeping()
+    assert "Input/output error" in caplog.text

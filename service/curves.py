@@ -1,0 +1,87 @@
+"""Curves on their way out: as JSON with their segments, or as CSV for a spreadsheet."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import asdict
+from io import StringIO
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+from core.resume_rules import ResumeMode
+from jobs.curves import Curve
+from service.schemas import Number
+
+
+class StepOut(BaseModel):
+    """One update: the loss before it in nats per token, and the norm of the gradient before clipping."""
+
+    step: int
+    loss: Number = None
+    lr: Number = None
+    grad_norm: Number = None
+    tokens_per_second: Number = None
+
+
+class EvaluationOut(BaseModel):
+    """Mean losses in nats per token after so many updates."""
+
+    step: int
+    train_loss: Number = None
+    val_loss: Number = None
+
+
+class SegmentOut(BaseModel):
+    """One run's part of the curve: what it drew after `from_step`, up to and with `to_step`."""
+
+    job: str
+    from_step: int
+    to_step: int
+    checkpoint: str | None = Field(description="Id of the checkpoint that the run started from; null for a fresh run.")
+    mode: ResumeMode | None
+
+
+class MissingOut(BaseModel):
+    """What came before the first segment and has no log here: a console's run, or a job that was deleted."""
+
+    job: str | None
+    checkpoint: str | None
+    before_step: int
+
+
+class CurveOut(BaseModel):
+    """The loss by step, each step once, from the attempt that counts."""
+
+    points: list[StepOut]
+    evaluations: list[EvaluationOut]
+    segments: list[SegmentOut] = Field(description="The runs that drew it, the oldest first.")
+    missing: MissingOut | None = Field(description="Null if the curve begins where the training did, or was not asked.")
+    downsampled: bool = Field(description="Whether there are more points than these.")
+
+    @classmethod
+    def of(cls, curve: Curve) -> CurveOut:
+        """As it was drawn."""
+        return cls.model_validate(
+            {
+                "points": curve.steps,
+                "evaluations": curve.evaluations,
+                "segments": [asdict(segment) for segment in curve.segments],
+                "missing": curve.missing and asdict(curve.missing),
+                "downsampled": curve.downsampled,
+            }
+        )
+
+    def to_csv(self) -> str:
+        """A header and a row for each step that was made or measured; what was not measured is empty."""
+        rows: dict[int, dict[str, Any]] = {}
+        for row in [point.model_dump() for point in (*self.points, *self.evaluations)]:
+            rows.setdefault(row["step"], {}).update(row)
+        text = StringIO()
+        writer = csv.DictWriter(text, _COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows[step] for step in sorted(rows))
+        return text.getvalue()
+
+
+_COLUMNS = list(dict.fromkeys([*StepOut.model_fields, *EvaluationOut.model_fields]))

@@ -1,0 +1,59 @@
+"""A job's loss as a curve."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Depends, Query, Request, Response
+
+from jobs.curves import draw
+from service.curves import CurveOut
+from service.deps import JobOrLatest, Ledger
+
+router = APIRouter(tags=["jobs"])
+
+Format = Literal["json", "csv"]
+
+_FORMATS: dict[str, Format] = {"application/json": "json", "text/csv": "csv"}
+
+MAX_POINTS = 20_000
+
+
+async def _wanted(
+    request: Request, format: Annotated[Format | None, Query(description="Counts more than `Accept`.")] = None
+) -> Format:
+    if format is not None:
+        return format
+    accepted = (part.partition(";")[0].strip().lower() for part in request.headers.get("accept", "").split(","))
+    return next((_FORMATS[kind] for kind in accepted if kind in _FORMATS), "json")
+
+
+@router.get(
+    "/jobs/{job_id}/metrics",
+    response_model=CurveOut,
+    responses={200: {"content": {"text/csv": {"schema": {"type": "string"}}}}},
+)
+def job_metrics(
+    job: JobOrLatest,
+    ledger: Ledger,
+    wanted: Annotated[Format, Depends(_wanted)],
+    points: Annotated[
+        int, Query(ge=10, le=MAX_POINTS, description="At most so many steps, and so many evaluations.")
+    ] = 1000,
+    after_step: Annotated[int | None, Query(ge=0, lt=2**63, description="Only what was made after this step.")] = None,
+    lineage: Annotated[bool, Query(description="Also the runs that it went on from.")] = False,
+) -> CurveOut | Response:
+    """The loss by step, as JSON or (`?format=csv`, `Accept: text/csv`) as CSV.
+
+    Each step is there once: what an attempt drew before it crashed, and the next one made again, is the next one's. If
+    there are more steps than `points`, each stretch of them is told by its first, last, lowest and highest loss (M4).
+
+    With `lineage=true` it is one curve over all the runs that the job went on from, each up to the step that the next
+    one started from; `segments` says which is whose. A `warm_start` counts its steps from 0, so nothing comes before
+    it. If a run is not known any more, the curve begins after it, and `missing` says so.
+    """
+    curve = CurveOut.of(draw(ledger.read, job, num_points=points, after_step=after_step, lineage=lineage))
+    if wanted == "json":
+        return curve
+    name = {"Content-Disposition": f'attachment; filename="{job.id}.csv"'}
+    return Response(curve.to_csv(), media_type="text/csv", headers=name)

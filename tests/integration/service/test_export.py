@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import httpx2
+import pytest
+from starlette.testclient import TestClient
+
+from tests.integration.service.conftest import TOKEN, Enlist, Save
+
+DONE = {"name": "mine", "path": "mine", "size_bytes": 7, "kind": "model"}
+
+Answer = Callable[..., list[httpx2.Request]]
+
+
+@pytest.fixture
+def worker(client: TestClient, enlist: Enlist) -> Answer:
+    """Lets a worker's generation process answer so; what it was asked."""
+    enlist("w1", "http://worker")
+
+    def worker(status: int, body: Any) -> list[httpx2.Request]:
+        asked: list[httpx2.Request] = []
+
+        def answer(request: httpx2.Request) -> httpx2.Response:
+            asked.append(request)
+            return httpx2.Response(status, json=body)
+
+        client.app.state.inference._http = httpx2.AsyncClient(transport=httpx2.MockTransport(answer))  # type: ignore[attr-defined]
+        return asked
+
+    return worker
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        (None, {"name": None, "merge": False}),
+        ({}, {"name": None, "merge": False}),
+        ({"name": "mine", "merge": True}, {"name": "mine", "merge": True}),
+    ],
+)
+def test_a_checkpoint_is_exported_by_a_worker(
+    client: TestClient, worker: Answer, save: Save, body: Any, told: dict[str, Any]
+) -> None:
+    saved, asked = save(), worker(200, DONE)
+    for ref in (saved.manifest.id, saved.manifest.name, "latest"):
+        answer = client.post(f"/checkpoints/{ref}/export", json=body)
+        assert (answer.status_code, answer.json()) == (201, DONE)
+    assert {request.url.path for request in asked} == {"/export"}
+    assert {request.headers["authorization"] for request in asked} == {f"Bearer {TOKEN}"}
+    assert [json.loads(request.content) for request in asked] == [{"checkpoint": saved.manifest.name, **told}] * 3
+
+
+@pytest.mark.parametrize("name", ["", "../up", "a/b", ".hidden", "tmp-mine", "a..b", "x" * 201, "ü", 5])
+def test_a_name_that_no_run_could_use_is_refused(client: TestClient, worker: Answer, save: Save, name: Any) -> None:
+    asked = worker(200, DONE)
+    answer = client.post(f"/checkpoints/{save().manifest.id}/export", json={"name": name})
+    assert (answer.status_code, answer.json()["errors"][0]["field"]) == (422, "name")
+    assert asked == []
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "seen"),
+    [
+        (409, "export_unsupported", (409, "export_unsupported")),
+        (409, "model_exists", (409, "model_exists")),
+        (409, "checkpoint_corrupt", (409, "checkpoint_corrupt")),
+        (507, "disk_full", (503, "disk_full")),
+        (500, "boom", (502, "generation_failed")),
+    ],
+)
+def test_a_workers_refusal_is_told(
+    client: TestClient, worker: Answer, save: Save, status: int, code: str, seen: tuple[int, str]
+) -> None:
+    worker(status, {"code": code, "message": "why it is so"})
+    answer = client.post(f"/checkpoints/{save().manifest.id}/export")
+    assert (answer.status_code, answer.json()["code"]) == seen
+    assert ("why it is so" in answer.json()["detail"]) == (status != 500)
+
+
+def test_a_checkpoint_that_is_not_there_is_a_404(client: TestClient, worker: Answer) -> None:
+    asked = worker(200, DONE)
+    answer = client.post("/checkpoints/nope/export")
+    assert (answer.status_code, answer.json()["code"]) == (404, "checkpoint_not_found")
+    assert asked == []
+
+
+def test_without_a_worker_nothing_is_exported(client: TestClient, save: Save) -> None:
+    answer = client.post(f"/checkpoints/{save().manifest.id}/export")
+    assert (answer.status_code, answer.json()["code"]) == (503, "worker_unavailable")
