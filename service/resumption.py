@@ -7,7 +7,8 @@ from pathlib import PurePath
 from typing import Any
 
 from core.config import TrainingConfig, config_to_dict, parse, resume_config
-from core.errors import Difference, SourceError
+from core.errors import CheckpointCorrupt, Difference, SourceError
+from core.fingerprints import base_changed, of_small_files
 from core.io_utils import get_data_source_name
 from core.manifest import Manifest
 from core.resume_rules import ResumeMode
@@ -65,7 +66,7 @@ class Resumption:
 
     def _unpause(self, job: Job, body: ResumeIn, repeat: Repeat) -> Accepted:
         if job.state is State.PAUSED:
-            self._intake.check_source(parse(TrainingConfig, job.config))
+            self._check_own(job)
         with self._intake.ledger.write() as session:
             # Its key may be new to the owner's jobs only once, as with a fresh run.
             take_turn(session, LINE)
@@ -90,6 +91,7 @@ class Resumption:
         }
         config, differences = resume_config(state, body.overrides(), body.mode)
         self._check_source(config, manifest, body.mode)
+        self._check_base(config, manifest)
         return self._intake.put_in_line(self._spec(row, manifest, config, differences, body, repeat), repeat)
 
     def _check_source(self, config: TrainingConfig, manifest: Manifest, mode: ResumeMode) -> None:
@@ -108,6 +110,34 @@ class Resumption:
                 field="source",
                 differences=[Difference("source_sha256", before, facts.sha256)],
             )
+
+    def _check_base(self, config: TrainingConfig, manifest: Manifest) -> None:
+        """What a worker would refuse later, as far as it can be told without reading weights: adapters know their base.
+
+        A base in the hub's cache is the worker's to look at.
+        """
+        folder = self._intake.settings.models / config.base_model
+        if not (config.model_type == "gpt2" and config.use_lora and folder.is_dir()):
+            return
+        now = of_small_files(folder)
+        saved = {name: manifest.hashes.get(name, value) for name, value in now.items()}
+        if changed := [Difference(name, value, now[name]) for name, value in saved.items() if now[name] != value]:
+            raise base_changed(config.base_model, manifest.name, changed)
+
+    def _check_own(self, job: Job) -> None:
+        """Before a paused job goes on: the text and the base are what its own newest checkpoint says, if it has one."""
+        config = parse(TrainingConfig, job.config)
+        with self._intake.ledger.read() as session:
+            row = catalog.latest_checkpoint(session, job.id)
+        try:
+            manifest = self._shelf.manifest(row) if row else None
+        except CheckpointCorrupt:
+            manifest = None  # Its worker will take the one before.
+        if manifest is None:
+            self._intake.check_source(config)
+            return
+        self._check_source(config, manifest, ResumeMode.EXTEND)
+        self._check_base(config, manifest)
 
     def _name_below_root(self, source: str) -> str:
         """A console run's checkpoint names its source by a path; what lies below the root has a shorter name.

@@ -44,7 +44,7 @@ def settings(migrated: Path, tmp_path: Path) -> ServiceSettings:
     (tmp_path / "sources").mkdir()
     (tmp_path / "sources" / "tale.md").write_text(TALE)
     given: dict[str, Any] = {"_env_file": None, "port": 0, "poll_seconds": 0.01}
-    return ServiceSettings(data=tmp_path, sources=tmp_path / "sources", **given)
+    return ServiceSettings(data=tmp_path, sources=tmp_path / "sources", models=tmp_path / "models", **given)
 
 
 @pytest.fixture

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from core.fingerprints import of_small_files
 from core.manifest import Checkpoint
+from core.sources import SourceFolder
 from jobs.lease import Stopped
 from jobs.tables import Job
 from service.settings import ServiceSettings
@@ -120,6 +122,44 @@ def test_a_paused_job_whose_text_is_gone_stays_paused(
     answer = client.post(f"{path}/resume")
     assert (answer.status_code, answer.json()["code"]) == (422, "source_not_found")
     assert client.get(path).json()["state"] == "paused"
+
+
+def test_a_paused_job_whose_text_has_changed_since_its_checkpoint_stays_paused(
+    client: TestClient, submit: Callable[..., Job], hand: Hand, save: Save, settings: ServiceSettings
+) -> None:
+    submit()
+    job = hand.claim()
+    manifest = save(step=5, job_id=job.id).manifest
+    hand.say(job, ("checkpoint", {"step": 5, "id": manifest.id, "name": manifest.name, "size_bytes": 7}))
+    client.post(f"/jobs/{job.id}/pause")
+    hand.finish(job, Stopped())
+    (settings.sources / "tale.md").write_text(TALE + "!")
+    answer = client.post(f"/jobs/{job.id}/resume")
+    assert (answer.status_code, answer.json()["code"]) == (409, "source_changed")
+    assert client.get(f"/jobs/{job.id}").json()["state"] == "paused"
+    (settings.sources / "tale.md").write_text(TALE)
+    assert client.post(f"/jobs/{job.id}/resume").status_code == 200
+
+
+@pytest.mark.parametrize("mode", ["exact", "extend", "warm_start"])
+@pytest.mark.parametrize(("file", "what"), [("tokenizer.json", "tokenizer"), ("config.json", "architecture")])
+def test_adapters_go_on_on_the_base_alone_that_they_were_trained_on(
+    client: TestClient, save: Save, settings: ServiceSettings, file: str, what: str, mode: str
+) -> None:
+    base = settings.models / "small"
+    base.mkdir(parents=True)
+    for name in ("config.json", "tokenizer.json"):
+        (base / name).write_text("{}")
+    told = {"model_type": "gpt2", "use_lora": True, "base_model": "small", "learning_rate": 1e-3}
+    source = SourceFolder(settings.sources).inspect("tale.md").sha256
+    saved = save(config=told, hashes={"source": source, **of_small_files(base)})
+    path = f"/jobs/{saved.manifest.id}/resume"
+    assert client.post(path, json={"mode": mode}).status_code == 201
+    (base / file).write_text('{"another": 1}')
+    answer = client.post(path, json={"mode": mode})
+    problem = answer.json()
+    assert (answer.status_code, problem["code"]) == (409, "checkpoint_mismatch")
+    assert f"its {what} changed" in problem["detail"]
 
 
 def test_letting_a_job_go_on_can_be_repeated_under_its_key(
