@@ -34,7 +34,8 @@ TINY = {
 CONFIGS = [
     {**TINY, "seed": 1},
     {**TINY, "seed": 2, "dropout": 0.1, "test_mode": False, "n_head": 2, "n_layer": 1},
-    {**TINY, "seed": 3, "checkpoint_interval": 7},
+    {**TINY, "seed": 3, "checkpoint_interval": 7, "keep_checkpoints": 1},
+    {**TINY, "seed": 4, "gradient_accumulation_steps": 2, "precision": "bf16", "dropout": 0.1},
 ]
 MAX_UNFINISHED = 4
 PATIENCE = 600.0
