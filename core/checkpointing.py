@@ -81,7 +81,10 @@ class CheckpointStore:
         found = []
         for folder in self.root.glob("checkpoint_*") if self.root.is_dir() else []:
             with contextlib.suppress(CheckpointError):
-                found.append(read_manifest(folder))
+                checkpoint = read_manifest(folder)
+                # A copy under another name is its owner's; it counts for nothing here, least of all for retention.
+                if checkpoint.manifest.name == folder.name:
+                    found.append(checkpoint)
         return iter(sorted(found, key=lambda item: (item.manifest.created_at, item.manifest.step), reverse=True))
 
     def find(self, ref: str) -> Checkpoint:
@@ -306,7 +309,7 @@ def _sealed(staged: Path, manifest: Manifest, meanwhile: Meanwhile) -> Manifest:
         files[path.name] = _seal(path, meanwhile)
         failpoint("checkpoint.file")
     complete = manifest.model_copy(update={"files": files})
-    (staged / MANIFEST).write_text(complete.model_dump_json(indent=1))
+    (staged / MANIFEST).write_text(complete.to_json())
     _seal(staged / MANIFEST, meanwhile)
     failpoint("checkpoint.manifest")
     disk.sync_folder(staged)

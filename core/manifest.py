@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import secrets
 import time
@@ -17,7 +19,9 @@ from core.io_utils import get_data_source_name
 from core.outside import read_plain
 
 MANIFEST = "manifest.json"
-FORMAT = 1
+FORMAT = 2
+"""2: the manifest is sealed, so that not one of its own values can change unnoticed. 1 is read for ever."""
+SEAL = "seal"
 MAX_BYTES = 1 << 20
 """It lists a dozen files and a configuration; a larger one is not read."""
 PINNED = "PINNED"
@@ -25,7 +29,10 @@ PINNED = "PINNED"
 END_OF_TIME = 253_402_300_799.0
 """The last second of the year 9999, the last that ISO 8601 can write."""
 
-Count = Annotated[int, Field(ge=0, lt=2**63)]
+Count = Annotated[int, Field(ge=0, lt=2**31)]
+Fence = Annotated[int, Field(ge=0, lt=2**63)]
+Size = Annotated[int, Field(ge=0, lt=2**50)]
+"""In bytes; a petabyte is no checkpoint of ours."""
 Moment = Annotated[float, Field(ge=0, le=END_OF_TIME)]
 
 
@@ -34,7 +41,7 @@ class FileEntry(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    size: Count
+    size: Size
     sha256: str
 
 
@@ -44,7 +51,7 @@ class Manifest(BaseModel):
     model_config = ConfigDict(frozen=True, protected_namespaces=())
 
     id: str = Field(min_length=1, max_length=100)
-    name: str = Field(min_length=1, max_length=255)
+    name: str = Field(min_length=1, max_length=240)
     step: Count
     end_step: Count
     model: str
@@ -55,7 +62,7 @@ class Manifest(BaseModel):
     val_loss: float | None = None
     job_id: str | None = None
     attempt: Count = 0
-    fence: Count = 0
+    fence: Fence = 0
     parent: str | None = None
     run: str | None = None
     """What all checkpoints of one run have in common; a job's own id."""
@@ -63,13 +70,18 @@ class Manifest(BaseModel):
     versions: dict[str, str] = {}
     surroundings: dict[str, str] = {}
     """Where it was made, see `core.exactness`."""
-    files: dict[str, FileEntry] = {}
+    files: dict[str, FileEntry] = Field({}, max_length=1000)
     format: int = FORMAT
 
     @field_validator("train_loss", "val_loss")
     @classmethod
     def _only_numbers(cls, loss: float | None) -> float | None:
         return loss if loss is not None and math.isfinite(loss) else None
+
+    def to_json(self) -> str:
+        """What a folder keeps: everything above, and the seal over it."""
+        said = self.model_dump(mode="json")
+        return json.dumps({**said, SEAL: seal_of(said)}, indent=1)
 
     @property
     def size_bytes(self) -> int:
@@ -139,13 +151,35 @@ def read_manifest(folder: Path) -> Checkpoint:
     if not folder.is_dir():
         raise CheckpointNotFound(f"no checkpoint at '{folder}'")
     try:
-        manifest = Manifest.model_validate_json(read_plain(folder / MANIFEST, MAX_BYTES))
+        content = read_plain(folder / MANIFEST, MAX_BYTES)
+        manifest = Manifest.model_validate_json(content)
     except (CheckpointError, ValidationError) as error:
         reason = error.message if isinstance(error, CheckpointError) else _first_complaint(error)
         raise CheckpointCorrupt(f"checkpoint '{folder.name}' has no readable manifest: {reason}") from None
     if manifest.format > FORMAT:
         raise CheckpointCorrupt(f"checkpoint '{folder.name}' was written by a newer Ratchet (format {manifest.format})")
+    if not _is_intact(json.loads(content), manifest.format):
+        raise CheckpointCorrupt(f"checkpoint '{folder.name}' is damaged: {MANIFEST} is not what was saved")
     return Checkpoint(folder, manifest)
+
+
+def seal_of(said: Mapping[str, Any]) -> str:
+    """SHA-256 of what a manifest says, without the seal itself."""
+    unsealed = {name: value for name, value in said.items() if name != SEAL}
+    return hashlib.sha256(json.dumps(unsealed, sort_keys=True).encode()).hexdigest()
+
+
+def hash_of_config(config: Mapping[str, Any]) -> str:
+    """SHA-256 of a run's settings."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+
+
+def _is_intact(said: dict[str, Any], version: int) -> bool:
+    if SEAL in said or version >= 2:
+        return bool(said.get(SEAL) == seal_of(said))
+    # The first format has no seal, but a hash of the settings, which a flipped bit would change most quietly.
+    kept = said.get("hashes", {}).get("config")
+    return kept is None or kept == hash_of_config(said["config"])
 
 
 def _first_complaint(error: ValidationError) -> str:

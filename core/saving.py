@@ -6,8 +6,6 @@ at the next step boundary, so that no run goes on for long without what it belie
 
 from __future__ import annotations
 
-import hashlib
-import json
 import secrets
 import threading
 from collections.abc import Callable
@@ -21,7 +19,7 @@ from core.disk import Meanwhile, nothing
 from core.events import CheckpointSaved
 from core.exactness import surroundings, versions
 from core.fingerprints import of_alphabet, of_base
-from core.manifest import Manifest, new_manifest
+from core.manifest import Manifest, hash_of_config, new_manifest
 from core.parts import Parts
 from core.retention import superseded
 from core.sources import SourceText
@@ -187,11 +185,7 @@ class RunSaver:
             fence=identity.fence,
             parent=identity.parent,
             run=identity.run,
-            hashes={"config": _hash_of(config), "source": self._source.sha256},
+            hashes={"config": hash_of_config(config), "source": self._source.sha256},
             versions=versions(),
             surroundings=surroundings(parts.device, parts.ranks.world_size, parts.config.deterministic),
         )
-
-
-def _hash_of(config: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()

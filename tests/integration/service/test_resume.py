@@ -9,7 +9,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from core.fingerprints import of_small_files
-from core.manifest import Checkpoint
+from core.manifest import Checkpoint, seal_of
 from core.sources import SourceFolder
 from jobs.lease import Stopped
 from jobs.tables import Job
@@ -372,7 +372,8 @@ def test_a_manifest_that_makes_no_sense_spoils_no_list(client: TestClient, save:
     good = save()
     for nonsense in NONSENSE:
         manifest = save().path / "manifest.json"
-        manifest.write_text(json.dumps({**json.loads(manifest.read_text()), **nonsense}))
+        said = {**json.loads(manifest.read_text()), **nonsense}
+        manifest.write_text(json.dumps({**said, "seal": seal_of(said)}))
     assert [row["id"] for row in client.get("/checkpoints").json()["data"]] == [good.manifest.id]
 
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import resource
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from core.checkpointing import (
     write_checkpoint_log,
 )
 from core.errors import CheckpointCorrupt, CheckpointNotFound, DiskFull, StorageError
-from core.manifest import MANIFEST, Manifest, new_manifest, read_manifest
+from core.manifest import MANIFEST, Manifest, hash_of_config, new_manifest, read_manifest
 
 
 def manifest(step: int = 100, **given: Any) -> Manifest:
@@ -236,6 +237,41 @@ def test_what_a_killed_save_left_is_swept_by_the_job_that_left_it(store: Checkpo
         folder.mkdir(parents=True)
     store.sweep("job_a")
     assert [folder.exists() for folder in left.values()] == [False, True, True]
+
+
+def test_not_one_bit_of_a_manifest_changes_unnoticed(store: CheckpointStore) -> None:
+    """A flip that leaves the same JSON, in white space, changes nothing that anyone reads."""
+    saved = store.publish(manifest(hashes={"source": "0" * 64}, val_loss=1.5), write_two_files)
+    path = saved.path / MANIFEST
+    honest = path.read_bytes()
+    for position in range(len(honest)):
+        for bit in range(8):
+            flipped = bytearray(honest)
+            flipped[position] ^= 1 << bit
+            path.write_bytes(flipped)
+            try:
+                found = read_manifest(saved.path)
+            except CheckpointCorrupt:
+                continue
+            assert found.manifest == saved.manifest, f"bit {bit} of byte {position}: {flipped[position]:#x}"
+
+
+def test_a_manifest_of_the_first_format_is_read_unless_its_settings_changed(store: CheckpointStore) -> None:
+    saved = store.publish(manifest(hashes={"source": "0" * 64}, val_loss=1.5), write_two_files)
+    config = {"learning_rate": 0.001}
+    said = {**saved.manifest.model_dump(mode="json"), "format": 1, "config": config}
+    said["hashes"] = {"config": hash_of_config(config)}
+    (saved.path / MANIFEST).write_text(json.dumps(said))
+    assert read_manifest(saved.path).manifest.config == config
+    (saved.path / MANIFEST).write_text(json.dumps({**said, "config": {"learning_rate": 0.101}}))
+    with pytest.raises(CheckpointCorrupt, match="is not what was saved"):
+        read_manifest(saved.path)
+
+
+def test_a_copy_under_another_name_counts_for_nothing(store: CheckpointStore) -> None:
+    saved = store.publish(manifest(hashes={"source": "0" * 64}, val_loss=1.5), write_two_files)
+    shutil.copytree(saved.path, store.root / f"{saved.path.name}_copy")
+    assert [item.path for item in store] == [saved.path]
 
 
 def test_what_nobody_has_written_to_for_a_day_is_swept_and_a_save_under_way_is_not(store: CheckpointStore) -> None:

@@ -141,6 +141,6 @@ def test_a_file_that_no_manifest_vouches_for_is_not_read(trained: Any, kind: str
     _, path = trained(kind)
     manifest = read_manifest(path).manifest
     files = {key: entry for key, entry in manifest.files.items() if key != name}
-    (path / MANIFEST).write_text(manifest.model_copy(update={"files": files}).model_dump_json())
+    (path / MANIFEST).write_text(manifest.model_copy(update={"files": files}).to_json())
     with pytest.raises(CheckpointCorrupt, match=f"lacks its file {re.escape(name)}"):
         open_for_generation(path)

@@ -79,7 +79,7 @@ def reseal(checkpoint: Path) -> None:
         for path in checkpoint.iterdir()
         if path.is_file() and path.name != "manifest.json"
     }
-    (checkpoint / "manifest.json").write_text(manifest.model_copy(update={"files": files}).model_dump_json())
+    (checkpoint / "manifest.json").write_text(manifest.model_copy(update={"files": files}).to_json())
 
 
 def greedy(opened: tuple[Any, Any]) -> str:

@@ -107,7 +107,7 @@ def test_a_manifest_names_nothing_outside_its_folder(publish: Publish, name: str
     saved = publish()
     (saved.path.parent / "secret").write_bytes(b"{}")
     lying = saved.manifest.model_copy(update={"files": {name: saved.manifest.files["state.json"]}})
-    (saved.path / "manifest.json").write_text(lying.model_dump_json())
+    (saved.path / "manifest.json").write_text(lying.to_json())
     with pytest.raises(CheckpointCorrupt, match=r"it cannot have a file|no regular file|no name that a file can"):
         tar_of(saved)
 
