@@ -113,7 +113,7 @@ def test_a_folder_that_comes_back_does_not_bring_its_checkpoint_back(
     stray = save()
     client.delete(f"/checkpoints/{stray.manifest.id}")
     stray.path.mkdir()
-    (stray.path / "manifest.json").write_text(stray.manifest.model_dump_json())
+    (stray.path / "manifest.json").write_text(stray.manifest.to_json())
     assert listed(client) == set()
     assert client.get(f"/checkpoints/{stray.manifest.id}").status_code == 410
 
