@@ -17,7 +17,6 @@ from core.checkpointing import (
     CheckpointStore,
     close_checkpoint_log,
     create_checkpoint_log_file,
-    load_whole,
     write_checkpoint_log,
 )
 from core.config import (
@@ -29,6 +28,7 @@ from core.config import (
 )
 from core.errors import CheckpointPathMissing, RatchetError
 from core.events import CheckpointSaved, Emit, Event, Log, Resumed, Warned
+from core.fallback import load_whole
 from core.io_utils import (
     generate_output_filename,
     get_data_source_name,
@@ -55,7 +55,8 @@ def main(env: Mapping[str, str] = os.environ, *, must_resume: bool = False) -> i
     try:
         Console(env, must_resume).run()
     except RatchetError as error:
-        return _said(error.message)
+        # Of several ranks, the first one says it.
+        return 1 if int(env.get("RANK") or 0) else _said(error.message)
     except OSError as error:
         return _said(f"{error.strerror}: '{error.filename}'" if error.filename else str(error))
     except (RuntimeError, MemoryError) as error:
@@ -79,7 +80,7 @@ class Console:
         self.path = checkpoint_path(env, must_resume)
         self.checkpoint, self.warning = load_whole(self.path) if self.path else (None, None)
         self.differences: list[str] = []
-        if env.get("WORLD_SIZE"):
+        if env.get("WORLD_SIZE") and env.get("RANK"):
             # torchrun has decided how many there are.
             env = {**env, "NUM_PROCESSES": env["WORLD_SIZE"]}
         if self.checkpoint:
@@ -115,7 +116,8 @@ class Console:
     def follow(self, ranks: Ranks) -> None:
         """Train as another rank leads, which also decides what Ctrl-C means."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        self.assemble(ranks, lambda _: None).train()
+        trainer = self.assemble(ranks, lambda _: None)
+        trainer.train()
 
     def train(self, ranks: Ranks) -> tuple[str, int, int]:
         """Train; returns the model's name and the first and last step."""
@@ -143,11 +145,12 @@ class Console:
         """The run as configured."""
         from core.assembly import assemble
         from core.saving import RunIdentity
+        from core.state import let_go
 
         config = self.config
         if ranks.leads:
             CheckpointStore(config.checkpoint_dir).sweep_abandoned()
-        return assemble(
+        trainer = assemble(
             config.training(),
             read_source(source_path(config.source)),
             emit,
@@ -158,6 +161,9 @@ class Console:
             mode=parse_mode(self.env.get("RESUME_MODE") or "extend"),
             ranks=ranks,
         )
+        if self.checkpoint:
+            let_go(self.checkpoint)
+        return trainer
 
     def show(self, event: Event) -> None:
         """Print an event's line, and note checkpoints in their log."""

@@ -13,8 +13,8 @@ import httpx2
 from client.errors import ClientError
 from core import disk
 from core.checkpointing import verify
-from core.errors import CheckpointError
-from core.manifest import read_manifest
+from core.errors import CheckpointCorrupt, CheckpointError
+from core.manifest import MANIFEST, Checkpoint, read_manifest
 
 STAGING_PREFIX = "tmp-download-"
 """Not the name of a checkpoint, so that nobody takes what a killed download leaves for one."""
@@ -63,12 +63,23 @@ def _extract(pieces: Iterator[bytes], name: str, staged: Path) -> None:
 
 
 def _publish(unpacked: Path, final: Path) -> None:
-    verify(read_manifest(unpacked))
+    _check(read_manifest(unpacked))
     for path in unpacked.iterdir():
         disk.sync_file(path)
     disk.sync_folder(unpacked)
     unpacked.rename(final)
     disk.sync_folder(final.parent)
+
+
+def _check(saved: Checkpoint) -> None:
+    """It is the checkpoint that its folder's name says, all of it, and nothing else comes along."""
+    folder, manifest = saved.path, saved.manifest
+    if manifest.name != folder.name:
+        raise CheckpointCorrupt(f"its folder is called '{folder.name}', and its manifest says '{manifest.name}'")
+    unlisted = {path.name for path in folder.iterdir()} - {MANIFEST, *manifest.files}
+    if unlisted:
+        raise CheckpointCorrupt(f"its manifest lists no file {min(unlisted)!r}")
+    verify(saved)
 
 
 class _Pieces:

@@ -82,6 +82,7 @@ class LiveView:
             self._val_loss = event.data["val_loss"]
         elif event.kind == "state" and event.data["state"] not in {"running", *FINAL_STATES}:
             self._progress.update(self._task, numbers=event.data["state"])
+            self._remark(event)
         else:
             self._remark(event)
 
@@ -108,7 +109,7 @@ def remark_on(event: Event) -> str | None:
         return f"💾 Checkpoint at step {data['step']}: {data['name']}"
     if event.kind == "resumed":
         return f"🔄 Goes on from step {data['from_step']} (attempt {data['attempt']})"
-    if event.kind == "warning":
+    if event.kind in {"warning", "state"}:
         return line_of(event.kind, data)
     if event.kind == "sample":
         return f"✨ The model writes: {data['text']}"
@@ -148,8 +149,9 @@ def announce_rest(console: Console, job: dict[str, Any]) -> None:
     """The last line of a followed job."""
     if job["state"] == "paused":
         again = f"{command_name()} resume {job['id']} -f"
-        line = f"⏸️  Job {job['id']} is paused at step {job['step']}; go on with: {again}"
+        reason = f" ({wording.sentence(job['error'])})" if job["error"] else ""
+        line = f"⏸️  Job {job['id']} is paused at step {job['step']}{reason}; go on with: {again}"
     else:
         losses = f"train loss {wording.loss(job['train_loss'])}, val loss {wording.loss(job['val_loss'])}"
         line = f"✅ Job {job['id']} {job['state']} at step {job['step']}: {losses}, checkpoint {job['checkpoint']}"
-    console.print(Text(line), soft_wrap=True)
+    console.print(Text(printable(line)), soft_wrap=True)

@@ -13,10 +13,11 @@ from core.distributed import ALONE, Ranks
 from core.errors import CheckpointMismatch, Difference, GenerationError
 from core.events import Emit
 from core.exactness import be_deterministic, departures, surroundings, warning_of
-from core.fingerprints import OF_BASE, base_changed, of_base
+from core.fingerprints import OF_BASE, base_changed, of_alphabet, of_base
 from core.legacy import restore_legacy_optimizer
 from core.models import LanguageModel
 from core.models.gpt2 import GPT2Wrapper
+from core.moments import restore_optimizer
 from core.opening import base_folder
 from core.parts import Parts, build_model, build_optimizer
 from core.precision import Precision
@@ -26,7 +27,6 @@ from core.sources import SourceText
 from core.state import (
     CheckpointContent,
     RunState,
-    restore_optimizer,
     restore_rng,
     seed_everything,
 )
@@ -65,8 +65,14 @@ def assemble(
     be_deterministic(device, config.deterministic)
     seed_everything(config.seed)
     _check_source(source, resume, mode)
-    base = _base(config, resume, models_root, meanwhile)
+    base = base_folder(config, resume, models_root) if config.model_type == "gpt2" else None
+    # Before it is read: what changes from here on is not what was trained on.
+    hashes = of_base(base, meanwhile) if base and config.use_lora else {}
+    _check_base(hashes, config, resume)
+    meanwhile()
     model, tokenizer, tokens = _model_and_data(config, source, resume, base, meanwhile)
+    if isinstance(tokenizer, CharacterTokenizer):
+        hashes = {"tokenizer": of_alphabet(tokenizer.characters)}
     meanwhile()
     if resume:
         model.load_tensors(resume["model_state_dict"])
@@ -87,7 +93,7 @@ def assemble(
         block_size=min(config.block_size, model.max_context),
         precision=Precision(config.precision, device),
         ranks=ranks,
-        base=base,
+        hashes=hashes,
         cautions=_cautions(resume, config, device, ranks) if resume and goes_on else (),
     )
     run = RunState.of(resume) if resume and goes_on else RunState()
@@ -101,19 +107,6 @@ def assemble(
         # This step is kept already; a run that stops before its first update needs no second copy.
         trainer.saved_step = run.step
     return trainer
-
-
-def _base(
-    config: TrainingConfig, resume: CheckpointContent | None, models_root: Path | None, meanwhile: Meanwhile
-) -> Path | None:
-    """The folder of pretrained weights that the run starts from, if it does."""
-    if config.model_type != "gpt2":
-        return None
-    base = base_folder(config, resume, models_root)
-    meanwhile()
-    if resume and config.use_lora:
-        _check_base(base, config, resume, meanwhile)
-    return base
 
 
 def _model_and_data(
@@ -148,14 +141,12 @@ def _check_source(source: SourceText, resume: CheckpointContent | None, mode: Re
         )
 
 
-def _check_base(base: Path, config: TrainingConfig, resume: CheckpointContent, meanwhile: Meanwhile) -> None:
+def _check_base(now: dict[str, str], config: TrainingConfig, resume: CheckpointContent | None) -> None:
     """Adapters say nothing without the very weights that they were trained on."""
-    saved = {name: resume["hashes"][name] for name in OF_BASE if name in resume["hashes"]}
-    if not saved:
-        return
-    now = of_base(base, meanwhile)
-    if changed := [Difference(name, value, now[name]) for name, value in saved.items() if now[name] != value]:
-        raise base_changed(config.base_model, resume["name"], changed)
+    saved = resume["hashes"] if resume and now else {}
+    known = {name: saved[name] for name in OF_BASE if name in saved}
+    if changed := [Difference(name, value, now[name]) for name, value in known.items() if now[name] != value]:
+        raise base_changed(config.base_model, resume["name"] if resume else "", changed)
 
 
 def _restore(resume: CheckpointContent, parts: Parts) -> None:

@@ -8,6 +8,7 @@ is renamed, which is the moment it exists. Light: tensors are read and written b
 from __future__ import annotations
 
 import contextlib
+import re
 import secrets
 import shutil
 import time
@@ -17,7 +18,7 @@ from typing import IO, TYPE_CHECKING
 
 from core import disk
 from core.disk import Meanwhile, nothing
-from core.errors import CheckpointCorrupt, CheckpointError, CheckpointNotFound
+from core.errors import CheckpointCorrupt, CheckpointError, CheckpointNotFound, RatchetError, StorageError
 from core.failpoints import failpoint
 from core.manifest import MANIFEST, Checkpoint, FileEntry, Manifest, read_manifest
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 STAGING_PREFIX = "tmp-"
 RETIRED_PREFIX = "tmp-gone-"
 ABANDONED_SECONDS = 86_400.0
+_OURS = re.compile(r"tmp-((run|job)_[0-9a-z]+|script)-[0-9a-f]{10}")
 
 
 class CheckpointStore:
@@ -50,7 +52,8 @@ class CheckpointStore:
             size_bytes: What they will take; where there is less room, nothing is begun.
 
         Raises:
-            DiskFull, StorageError: the disk refused it, and nothing of it is left there.
+            DiskFull, StorageError: the disk refused it, and nothing of it is left there; or it refused to sync the root
+                at the very end, and it may be there, whole.
         """
         staged = self.root / f"{STAGING_PREFIX}{manifest.run or 'script'}-{manifest.id}"
         try:
@@ -80,7 +83,7 @@ class CheckpointStore:
         """
         found = []
         for folder in self.root.glob("checkpoint_*") if self.root.is_dir() else []:
-            with contextlib.suppress(CheckpointError):
+            with contextlib.suppress(CheckpointError, StorageError):
                 checkpoint = read_manifest(folder)
                 # A copy under another name is its owner's; it counts for nothing here, least of all for retention.
                 if checkpoint.manifest.name == folder.name:
@@ -115,6 +118,8 @@ class CheckpointStore:
     def sweep_abandoned(self) -> None:
         """Remove what runs left unpublished that were killed and never begun again: nothing is written for a day."""
         for left in self.root.glob(f"{STAGING_PREFIX}*"):
+            if not _OURS.fullmatch(left.name):
+                continue
             with contextlib.suppress(OSError):
                 if time.time() - max(path.stat().st_mtime for path in [left, *left.iterdir()]) > ABANDONED_SECONDS:
                     shutil.rmtree(left, ignore_errors=True)
@@ -127,12 +132,20 @@ class CheckpointStore:
         Raises:
             OSError: the disk refused it.
         """
+        self.set_aside(name)
+        self.sweep_retired()
+
+    def set_aside(self, name: str) -> None:
+        """The first half of `retire`, which takes no time; `sweep_retired` is the second.
+
+        Raises:
+            OSError: the disk refused it.
+        """
         failpoint("checkpoint.retiring")
         with contextlib.suppress(FileNotFoundError):
             (self.root / name).rename(self.root / f"{RETIRED_PREFIX}{name}")
             disk.sync_folder(self.root)
         failpoint("checkpoint.retired")
-        self.sweep_retired()
 
     def sweep_retired(self) -> None:
         """Remove the files of retired checkpoints that a killed process left."""
@@ -144,7 +157,7 @@ def looks_whole(checkpoint: Checkpoint) -> bool:
     """Whether every file is there in its size; none is read, so an altered one may look whole."""
     try:
         check_sizes(checkpoint)
-    except CheckpointCorrupt:
+    except (CheckpointCorrupt, StorageError):
         return False
     return True
 
@@ -154,6 +167,7 @@ def check_sizes(checkpoint: Checkpoint) -> None:
 
     Raises:
         CheckpointCorrupt: names the first file that is missing or of another size.
+        StorageError: the disk does not give one of them now.
     """
     for name in checkpoint.manifest.files:
         _check_size(checkpoint, name)
@@ -164,6 +178,7 @@ def verify(checkpoint: Checkpoint, meanwhile: Meanwhile = nothing) -> None:
 
     Raises:
         CheckpointCorrupt: names the first file that is missing, of another size, or altered.
+        StorageError: the disk does not give one of them now.
     """
     for name, expected in checkpoint.manifest.files.items():
         _check_size(checkpoint, name)
@@ -174,14 +189,20 @@ def verify(checkpoint: Checkpoint, meanwhile: Meanwhile = nothing) -> None:
 
 
 def first_whole(
-    checkpoints: Iterable[Checkpoint], meanwhile: Meanwhile = nothing
-) -> tuple[Checkpoint | None, list[CheckpointCorrupt]]:
-    """The first that verifies, and what is wrong with each before it; those behind it are not read."""
+    checkpoints: Iterable[Checkpoint],
+    meanwhile: Meanwhile = nothing,
+    passed_over: tuple[type[RatchetError], ...] = (CheckpointCorrupt,),
+) -> tuple[Checkpoint | None, list[RatchetError]]:
+    """The first that verifies, and what is wrong with each before it; those behind it are not read.
+
+    Raises:
+        StorageError: the disk does not give one of them now, unless such are to be `passed_over`, too.
+    """
     broken = []
     for checkpoint in checkpoints:
         try:
             verify(checkpoint, meanwhile)
-        except CheckpointCorrupt as error:
+        except passed_over as error:
             broken.append(error)
         else:
             return checkpoint, broken
@@ -222,31 +243,6 @@ def load_checkpoint(path: str | Path, device: str = "cpu", meanwhile: Meanwhile 
     return read(checkpoint, device)
 
 
-def load_whole(path: str | Path, device: str = "cpu") -> tuple[CheckpointContent, str | None]:
-    """As `load_checkpoint`; in place of one that is damaged, the newest whole one that its run made before.
-
-    Returns:
-        The content, and what the user is to be told if it is not what they named.
-
-    Raises:
-        CheckpointNotFound, CheckpointCorrupt, CheckpointUnsafe: neither can be had.
-    """
-    try:
-        return load_checkpoint(path, device), None
-    except CheckpointCorrupt as damage:
-        folder = Path(path).with_suffix("") if Path(path).suffix == ".pt" else Path(path)
-        try:
-            named = read_manifest(folder)
-        except CheckpointError:
-            raise damage from None
-        earlier, _ = first_whole(
-            item for item in CheckpointStore(folder.parent).of_run(named.run) if item.step < named.step
-        )
-        if earlier is None:
-            raise CheckpointCorrupt(f"{damage.message}, and no earlier one of its run is whole") from None
-        return load_checkpoint(earlier.path, device), f"{damage.message}; {earlier.path.name} is taken instead"
-
-
 def create_checkpoint_log_file(
     log_dir: str | Path, model_name: str, source_name: str, is_resume: bool, resume_step: int = 0
 ) -> tuple[IO[str], Path]:
@@ -277,9 +273,9 @@ def close_checkpoint_log(log_file: IO[str], log_path: Path) -> Path:
 
 def _check_size(checkpoint: Checkpoint, name: str) -> None:
     path = checkpoint.path / name
-    if Path(name).name != name or not path.is_file() or path.is_symlink():
-        raise CheckpointCorrupt(f"checkpoint '{checkpoint.manifest.name}' lacks its file {name}")
     with _readable(checkpoint, name):
+        if Path(name).name != name or not path.is_file() or path.is_symlink():
+            raise CheckpointCorrupt(f"checkpoint '{checkpoint.manifest.name}' lacks its file {name}")
         size = path.stat().st_size
     if size != checkpoint.manifest.files[name].size:
         raise _damaged(checkpoint, name)
@@ -290,8 +286,7 @@ def _readable(checkpoint: Checkpoint, name: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        said = f"checkpoint '{checkpoint.manifest.name}' cannot be read: {name}: {error.strerror}"
-        raise CheckpointCorrupt(said) from None
+        raise disk.unreadable(error, f"checkpoint '{checkpoint.manifest.name}' cannot be read: {name}") from None
 
 
 def _damaged(checkpoint: Checkpoint, name: str) -> CheckpointCorrupt:

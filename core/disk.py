@@ -10,12 +10,13 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from core.errors import DiskFull, StorageError
+from core.errors import CheckpointCorrupt, DiskFull, StorageError
 
 CHUNK_BYTES = 1 << 20
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _BROKEN = frozenset({errno.EIO, errno.EROFS})
+_NOT_AS_SAVED = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.ENAMETOOLONG})
 
 Meanwhile = Callable[[], object]
 """Called again and again while files are read, which takes minutes for large ones."""
@@ -61,6 +62,16 @@ def digest(path: Path, meanwhile: Meanwhile) -> str:
             found.update(chunk[:size])
             meanwhile()
     return found.hexdigest()
+
+
+def unreadable(error: OSError, said: str) -> CheckpointCorrupt | StorageError:
+    """What a file that cannot be read means: it is not there as it was saved, or the disk did not give it this time.
+
+    Args:
+        said: What cannot be read, up to the reason.
+    """
+    kind = CheckpointCorrupt if error.errno in _NOT_AS_SAVED else StorageError
+    return kind(f"{said}: {error.strerror or type(error).__name__}")
 
 
 def refusal_of(error: BaseException, name: str) -> StorageError | None:

@@ -13,19 +13,20 @@ import os
 import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
 
 from core.devices import select_device
-from core.errors import ConfigError, DeviceUnavailable
+from core.errors import ConfigError, DeviceUnavailable, RankLost
 from core.processes import exit_with_parent, num_cores
 
 RENDEZVOUS_VARIABLE = "RATCHET_RENDEZVOUS"
@@ -33,6 +34,7 @@ LEADER_VARIABLE = "RATCHET_LEADER"
 LEAVE_SECONDS = 10.0
 TIMEOUT = timedelta(minutes=30)
 """A rank may wait for as long as another one evaluates or saves; one that dies is noticed at once."""
+LOOK_SECONDS = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,15 +55,17 @@ class Ranks:
         if self.world_size == 1:
             return said
         flag = torch.tensor([int(said)], device=self.device)
-        dist.broadcast(flag, src=0)
+        with _all_there():
+            dist.broadcast(flag, src=0)
         return bool(flag.item())
 
     def mean(self, value: float) -> float:
         """The mean of one number over all ranks."""
         if self.world_size == 1:
             return value
-        total = torch.tensor([value], dtype=torch.float64, device="cpu" if self.device == "cpu" else self.device)
-        dist.all_reduce(total)
+        total = torch.tensor([value], dtype=torch.float64, device=self.device)
+        with _all_there():
+            dist.all_reduce(total)
         return float(total.item()) / self.world_size
 
     def average_gradients(self, parameters: Iterable[Tensor]) -> None:
@@ -70,7 +74,8 @@ class Ranks:
             return
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
-        dist.all_reduce(flat)
+        with _all_there():
+            dist.all_reduce(flat)
         flat /= self.world_size
         for gradient, mean in zip(
             gradients, torch.split(flat, [gradient.numel() for gradient in gradients]), strict=True
@@ -82,7 +87,8 @@ class Ranks:
         if self.world_size == 1:
             return [value]
         values: list[Any] = [None] * self.world_size
-        dist.all_gather_object(values, value)
+        with _all_there():
+            dist.all_gather_object(values, value)
         return values
 
 
@@ -114,19 +120,29 @@ def together(
 
     Raises:
         DeviceUnavailable, ConfigError: this machine has no room for so many.
+        RankLost: one of them is gone.
     """
     if num_processes == 1:
         yield ALONE
         return
     _share_cores(num_processes, environment)
-    if is_follower(environment) and LEADER_VARIABLE in environment:
-        exit_with_parent(signal.SIGKILL, parent=int(environment[LEADER_VARIABLE]))
-    if "WORLD_SIZE" in environment:
-        yield from _joined(environment, wanted_device)
+    if is_made(environment):
+        if LEADER_VARIABLE in environment:
+            exit_with_parent(signal.SIGKILL, parent=int(environment[LEADER_VARIABLE]))
+        device = _device_of_rank(environment, wanted_device)
+        if RENDEZVOUS_VARIABLE in environment:
+            _sign_of(environment[RENDEZVOUS_VARIABLE], int(environment["RANK"])).touch()
+        yield from _joined(environment, device)
         return
-    _check_room(num_processes)
-    with Peers(command, num_processes, environment, said) as told:
-        yield from _joined(told, wanted_device)
+    _check_room(num_processes, wanted_device)
+    with Peers(command, num_processes, environment, said) as peers:
+        peers.wait_until_all_are_there()
+        yield from _joined(peers.own, _device_of_rank(peers.own, wanted_device))
+
+
+def is_made(environment: Mapping[str, str]) -> bool:
+    """Whether somebody else has made all ranks, of which this process is one: torchrun, or a leader."""
+    return bool(environment.get("WORLD_SIZE") and environment.get("RANK"))
 
 
 def join(device: str, environment: Mapping[str, str] = os.environ) -> Ranks:
@@ -135,7 +151,7 @@ def join(device: str, environment: Mapping[str, str] = os.environ) -> Ranks:
     Args:
         device: Where this rank computes; CUDA ranks speak through NCCL, all others through gloo.
     """
-    world_size = int(environment.get("WORLD_SIZE") or 1)
+    world_size = int(environment["WORLD_SIZE"]) if is_made(environment) else 1
     if world_size == 1:
         return ALONE
     rank = int(environment["RANK"])
@@ -167,32 +183,54 @@ class Peers:
     said: str = ""
     _processes: list[subprocess.Popen[str]] = field(default_factory=list)
     _folder: tempfile.TemporaryDirectory[str] = field(init=False)
+    _meeting: str = field(init=False)
+    own: dict[str, str] = field(init=False)
+    """The environment of rank 0."""
 
-    def __enter__(self) -> dict[str, str]:
-        """Start them; returns the environment of rank 0."""
+    def __enter__(self) -> Self:
+        """Start them."""
         self._folder = tempfile.TemporaryDirectory(prefix="ratchet-ranks-")
-        meeting = str(Path(self._folder.name) / "meeting")
-        ranks = [
+        self._meeting = str(Path(self._folder.name) / "meeting")
+        self.own, *others = [
             {
                 **self.environment,
                 "WORLD_SIZE": str(self.world_size),
-                RENDEZVOUS_VARIABLE: meeting,
+                RENDEZVOUS_VARIABLE: self._meeting,
                 LEADER_VARIABLE: str(os.getpid()),
                 "RANK": str(rank),
                 "LOCAL_RANK": str(rank),
             }
             for rank in range(self.world_size)
         ]
-        for environment in ranks[1:]:
-            process = subprocess.Popen(
-                self.command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
-            )
-            self._processes.append(process)
-            assert process.stdin
-            with suppress(BrokenPipeError):  # Its death is noticed where it is missed.
-                process.stdin.write(self.said)
-                process.stdin.close()
-        return ranks[0]
+        try:
+            for environment in others:
+                self._start(environment)
+        except BaseException as error:
+            self.__exit__(type(error))
+            raise
+        return self
+
+    def _start(self, environment: Mapping[str, str]) -> None:
+        process = subprocess.Popen(
+            self.command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+        )
+        self._processes.append(process)
+        assert process.stdin
+        with suppress(BrokenPipeError):  # Its death is noticed where it is missed.
+            process.stdin.write(self.said)
+            process.stdin.close()
+
+    def wait_until_all_are_there(self) -> None:
+        """Until each is about to join: whoever joins waits for the others, and would wait for a dead one, too.
+
+        Raises:
+            RankLost: one has ended instead.
+        """
+        while not all(_sign_of(self._meeting, rank).exists() for rank in range(1, self.world_size)):
+            for rank, process in enumerate(self._processes, start=1):
+                if process.poll() is not None:
+                    raise RankLost(f"process {rank} of this run ended (status {process.returncode}) before it began")
+            time.sleep(LOOK_SECONDS)
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         for process in self._processes:
@@ -204,8 +242,8 @@ class Peers:
         self._folder.cleanup()
 
 
-def _joined(environment: Mapping[str, str], wanted_device: str) -> Iterator[Ranks]:
-    ranks = join(_device_of_rank(environment, wanted_device), environment)
+def _joined(environment: Mapping[str, str], device: str) -> Iterator[Ranks]:
+    ranks = join(device, environment)
     try:
         yield ranks
     finally:
@@ -231,6 +269,26 @@ def _share_cores(num_processes: int, environment: Mapping[str, str]) -> None:
         torch.set_num_threads(max(1, num_cores() // num_processes))
 
 
-def _check_room(num_processes: int) -> None:
-    if not torch.cuda.is_available() and num_processes > num_cores():
+def _sign_of(meeting: str, rank: int) -> Path:
+    return Path(f"{meeting}-{rank}")
+
+
+@contextmanager
+def _all_there() -> Iterator[None]:
+    """Around an exchange, which torch ends with a RuntimeError if somebody is missing."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise RankLost("another process of this run is gone, so this one cannot go on") from error
+
+
+def _check_room(num_processes: int, wanted_device: str) -> None:
+    if select_device(wanted_device).startswith("cuda"):
+        if num_processes > torch.cuda.device_count():
+            raise DeviceUnavailable(
+                f"num_processes is {num_processes}, each of which needs a GPU of its own, and "
+                f"{torch.cuda.device_count()} can be seen here",
+                field="num_processes",
+            )
+    elif num_processes > num_cores():
         raise ConfigError([("num_processes", f"must be at most {num_cores()}, the cores of this machine")])

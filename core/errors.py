@@ -21,6 +21,7 @@
     │   └── ModelExists             model_exists
     ├── StorageError                storage_error
     │   └── DiskFull                disk_full
+    ├── RankLost                    rank_lost
     ├── NonFiniteLoss               non_finite
     ├── OutOfMemory                 out_of_memory
     └── GenerationError             generation_invalid
@@ -188,7 +189,7 @@ class ModelExists(ExportError):
 
 
 class StorageError(RatchetError):
-    """The disk refused what was to be saved; what was saved before is whole."""
+    """The disk refused what was to be saved, or did not give what was to be read; what was saved before stays."""
 
     code = "storage_error"
 
@@ -197,6 +198,12 @@ class DiskFull(StorageError):
     """No space, or no quota, is left for what was to be saved."""
 
     code = "disk_full"
+
+
+class RankLost(RatchetError):
+    """One of the processes that train together is gone; the others can do nothing without it."""
+
+    code = "rank_lost"
 
 
 class NonFiniteLoss(RatchetError):

@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-COMPUTING = ("torch", "transformers", "peft")
+COMPUTING = ("torch", "numpy", "tokenizers", "transformers", "peft")
 """Packages whose release may change a bit of the result."""
 
 _TOLD = {
@@ -27,7 +27,7 @@ _TOLD = {
 def versions() -> dict[str, str]:
     """Of Python, and of each package that computes."""
     found = {"python": platform.python_version(), "torch": torch.__version__}
-    for name in ("ratchet", "transformers", "peft"):
+    for name in ("ratchet", "numpy", "tokenizers", "transformers", "peft"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from core import disk
 from core.errors import ExportUnsupported, ModelExists
+from core.fingerprints import of_base, of_small_files
 from core.manifest import read_manifest
 from core.models.gpt2 import GPT2Wrapper
 from core.opening import open_for_generation
@@ -65,7 +66,8 @@ def export(checkpoint: Path, models_root: Path, name: str | None = None, *, merg
     if not NAME.fullmatch(name):
         raise ExportUnsupported(f"a model cannot be named {name!r}: letters, digits, '.', '_' and '-', and no 'tmp-'")
     _refuse_taken(models_root, name)
-    model, tokenizer = open_for_generation(checkpoint, models_root)
+    # What is merged cannot be told apart from its base any more, so that has to be the true one to the last byte.
+    model, tokenizer = open_for_generation(checkpoint, models_root, of_base if merges else of_small_files)
     assert isinstance(model, GPT2Wrapper)
     if merges:
         model.merge()

@@ -11,6 +11,7 @@ import re
 import stat
 import struct
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from torch import Tensor
 
 from core.config import ENVIRONMENT, TrainingConfig
 from core.errors import CheckpointCorrupt, CheckpointMismatch, CheckpointNotFound, CheckpointUnsafe
+from core.moments import check_moments
+from core.pickles import deepest_tuple
 from core.state import CheckpointContent
 
 MAX_BYTES = 64 << 30
@@ -28,6 +31,13 @@ MAX_PLAIN_BYTES = 64 << 20
 
 MAX_EXPANSION = 1.1
 """Tensors lie uncompressed in the archive; one that grows when opened is a bomb."""
+
+MAX_ITEMS = 1_000_000
+"""Containers and tensors; a model of a thousand layers has a hundred thousand with its optimizer."""
+
+MAX_NAME_LENGTH = 500
+MAX_DEPTH = 16
+"""Of tuples in one another: a tensor is made of three."""
 
 _UNREADABLE = (RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError, AssertionError, MemoryError)
 """What torch's reader stumbles with over a file that is no more than damaged, beside errors of the archive itself."""
@@ -51,8 +61,7 @@ def load(path: Path, device: str = "cpu") -> CheckpointContent:
             "only the file's weights, settings and numbers are ever read"
         ) from None
     except (*_UNREADABLE, ArithmeticError, OSError, struct.error, zipfile.BadZipFile) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise CheckpointCorrupt(f"'{path.name}' is not a readable checkpoint: {reason}") from None
+        raise CheckpointCorrupt(f"'{path.name}' is not a readable checkpoint: {_first_line(error)}") from None
     return _content(path, said)
 
 
@@ -64,15 +73,41 @@ def restore_legacy_optimizer(optimizer: torch.optim.Optimizer, saved: Any) -> No
     """
     settings = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
     try:
-        optimizer.load_state_dict(saved)
-        for parameter, moments in optimizer.state.items():
-            if any(moment.dim() and moment.shape != parameter.shape for moment in moments.values()):
-                raise ValueError(f"moments of another shape than {tuple(parameter.shape)}")
+        optimizer.load_state_dict(_of_adamw(optimizer, saved))
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise CheckpointMismatch(f"the checkpoint's optimizer state does not fit this model: {error}") from None
     # The configuration decides rates and betas, so that overrides hold.
     for group, kept in zip(optimizer.param_groups, settings, strict=True):
         group.update(kept)
+
+
+def _of_adamw(optimizer: torch.optim.Optimizer, saved: Any) -> dict[str, Any]:
+    """What torch may see: it copies and casts whatever it is given, so nothing is larger than what it belongs to."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    state, groups = (saved.get("state"), saved.get("param_groups")) if isinstance(saved, dict) else (None, None)
+    if not isinstance(state, dict) or not isinstance(groups, list) or not all(map(_is_plain_group, groups)):
+        raise ValueError("it is no 'state' by parameter with plain 'param_groups'")
+    if [index for group in groups for index in group["params"]] != list(range(len(parameters))):
+        raise ValueError(f"it is not of {len(parameters)} parameters")
+    for index, moments in state.items():
+        if type(index) is not int or not 0 <= index < len(parameters) or not isinstance(moments, dict):
+            raise ValueError("it has moments of no parameter")
+        check_moments(f"parameter {index}", moments, parameters[index])
+    return {"state": state, "param_groups": groups}
+
+
+def _is_plain_group(group: Any) -> bool:
+    """Numbers, texts and pairs of numbers, beside the parameters' places."""
+    if not isinstance(group, dict) or not isinstance(group.get("params"), list):
+        return False
+    return all(
+        isinstance(name, str)
+        and all(
+            item is None or isinstance(item, str | int | float)
+            for item in (value if isinstance(value, list | tuple) else [value])
+        )
+        for name, value in group.items()
+    )
 
 
 def _check_container(path: Path) -> None:
@@ -92,19 +127,40 @@ def _check_container(path: Path) -> None:
     grown = sum(entry.file_size for entry in entries)
     if grown > status.st_size * MAX_EXPANSION + 4096:
         raise CheckpointUnsafe(f"'{path.name}' would grow from {status.st_size} to {grown} bytes when opened")
-    if any(entry.file_size > MAX_PLAIN_BYTES for entry in entries if entry.filename.endswith(".pkl")):
+    # torch finds its entry by a name in any case.
+    pickles = [entry for entry in entries if entry.filename.lower().endswith(".pkl")]
+    if any(entry.file_size > MAX_PLAIN_BYTES for entry in pickles):
         raise CheckpointUnsafe(f"'{path.name}' has more than {MAX_PLAIN_BYTES >> 20} MiB beside its tensors")
+    for entry in pickles:
+        _check_depth(path, entry)
+
+
+def _check_depth(path: Path, entry: zipfile.ZipInfo) -> None:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            depth = deepest_tuple(archive.read(entry))
+    except (*_UNREADABLE, OSError, zipfile.BadZipFile, zlib.error, struct.error) as error:
+        raise CheckpointCorrupt(f"'{path.name}' is not a readable checkpoint: {_first_line(error)}") from None
+    if depth > MAX_DEPTH:
+        raise CheckpointUnsafe(f"'{path.name}' has {depth} tuples in one another, so it was not opened")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def _content(path: Path, said: Any) -> CheckpointContent:
     weights = said.get("model_state_dict") if isinstance(said, dict) else None
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise CheckpointCorrupt(f"'{path.name}' has no 'model_state_dict' of tensors")
-    if not all(isinstance(name, str) for name in weights) or not all(map(_is_all_there, _tensors_in(said))):
+    if not all(map(_is_all_there, _tensors_in(path, said))):
         raise CheckpointUnsafe(f"'{path.name}' has tensors that claim more than the file holds, so it was not opened")
+    if not all(isinstance(name, str) and len(name) <= MAX_NAME_LENGTH for name in weights):
+        raise CheckpointUnsafe(f"'{path.name}' has weights without a name of at most {MAX_NAME_LENGTH} characters")
     step = said.get("step", 0)
-    if not isinstance(step, int) or isinstance(step, bool) or not 0 <= step < 2**63:
-        raise CheckpointCorrupt(f"'{path.name}' has no usable 'step': {step!r}")
+    if type(step) is not int or not 0 <= step < 2**63:
+        # Not shown: what refers to itself often enough has no end when it is written out.
+        raise CheckpointCorrupt(f"'{path.name}' has no usable 'step'")
     _check_vocabulary(path, said, _renamed(weights))
     return CheckpointContent(
         path=path,
@@ -126,13 +182,26 @@ def _content(path: Path, said: Any) -> CheckpointContent:
     )
 
 
-def _tensors_in(said: Any, depth: int = 4) -> Iterator[Tensor]:
-    """All tensors, as deep as an optimizer keeps its own."""
-    if isinstance(said, Tensor):
-        yield said
-    elif isinstance(said, Mapping) and depth:
-        for value in said.values():
-            yield from _tensors_in(value, depth - 1)
+def _tensors_in(path: Path, said: Any) -> Iterator[Tensor]:
+    """All tensors, however deep, each once: a few shared lists can stand for more places than anyone can visit.
+
+    Raises:
+        CheckpointUnsafe: there are more of them than any model needs.
+    """
+    seen: set[int] = set()
+    waiting: list[Any] = [said]
+    while waiting:
+        item = waiting.pop()
+        is_tensor = isinstance(item, Tensor)
+        if id(item) in seen or not (is_tensor or isinstance(item, Mapping | list | tuple | set)):
+            continue
+        seen.add(id(item))
+        if len(seen) > MAX_ITEMS:
+            raise CheckpointUnsafe(f"'{path.name}' has more than {MAX_ITEMS} tensors and lists, so it was not opened")
+        if is_tensor:
+            yield item
+        else:
+            waiting.extend(item.values() if isinstance(item, Mapping) else item)
 
 
 def _is_all_there(tensor: Tensor) -> bool:
@@ -183,7 +252,7 @@ def _check_vocabulary(path: Path, said: Mapping[str, Any], weights: Mapping[str,
     rows = [weights[name].shape[0] for name in _EMBEDDINGS if name in weights and weights[name].dim() == 2]
     alphabet = _alphabet(said)
     found = {
-        "its vocab_size says": told if isinstance(told, int) else None,
+        "its vocab_size says": told if isinstance(told, int) and abs(told) < 2**63 else None,
         "its weights have": rows[0] if rows else None,
         "its alphabet has": len(alphabet) if alphabet and _EMBEDDINGS[0] in weights else None,
     }
@@ -212,7 +281,7 @@ def _settings(said: Mapping[str, Any]) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for layer in (said, said.get("config"), said.get("hyperparameters")):
         if isinstance(layer, Mapping):
-            flat.update({str(key).lower(): value for key, value in layer.items()})
+            flat.update({key.lower(): value for key, value in layer.items() if isinstance(key, str)})
     return flat
 
 

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from core.disk import unreadable
 from core.errors import CheckpointCorrupt, CheckpointError, CheckpointNotFound
 from core.io_utils import get_data_source_name
 from core.outside import read_plain
@@ -147,8 +148,13 @@ def read_manifest(folder: Path) -> Checkpoint:
     Raises:
         CheckpointNotFound: there is no such folder.
         CheckpointCorrupt: there is no manifest, or it cannot be understood.
+        StorageError: the disk does not give it now.
     """
-    if not folder.is_dir():
+    try:
+        is_there = folder.is_dir()
+    except OSError as error:
+        raise unreadable(error, f"checkpoint '{folder.name}' cannot be read") from None
+    if not is_there:
         raise CheckpointNotFound(f"no checkpoint at '{folder}'")
     try:
         content = read_plain(folder / MANIFEST, MAX_BYTES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -12,28 +13,39 @@ from torch import Tensor
 from core.checkpointing import CheckpointStore, load_checkpoint, save_checkpoint, verify
 from core.config import TrainingConfig, config_to_dict, parse
 from core.devices import select_device
-from core.errors import CheckpointCorrupt, CheckpointMismatch, CheckpointNotFound
+from core.errors import CheckpointCorrupt, CheckpointMismatch, CheckpointNotFound, Difference, ModelUnavailable
 from core.exactness import versions
+from core.fingerprints import base_changed, of_small_files
 from core.legacy import restore_legacy_optimizer
 from core.manifest import Checkpoint, new_manifest, read_manifest
 from core.models import LanguageModel
 from core.models.base import find_base
 from core.models.gpt2 import GPT2Wrapper
 from core.parts import build_model, build_optimizer
-from core.state import OPTIMIZER_FILE, STATE_FILE, CheckpointContent, RunState, capture
+from core.state import OPTIMIZER_FILE, CheckpointContent, RunState, capture
+from core.state_file import HISTORY_FILE, STATE_FILE
 from core.tokenizer import CHARACTERS_FILE, CharacterTokenizer, Tokenizer, load_characters
 from core.weights import load_tensors
 
 _WEIGHTS = "model.safetensors"
 _ADAPTERS = "adapter_model.safetensors"
-_NOT_ASKED_FOR = frozenset({OPTIMIZER_FILE, STATE_FILE})
+_NOT_ASKED_FOR = frozenset({OPTIMIZER_FILE, STATE_FILE, HISTORY_FILE})
 """Two thirds of a full checkpoint's bytes, which nothing but a run that goes on looks at."""
 
+Fingerprints = Callable[[Path], dict[str, str]]
+"""Of a base's folder, see `core.fingerprints`."""
 
-def open_for_generation(path: Path, models_root: Path | None = None) -> tuple[LanguageModel, Tokenizer]:
+
+def open_for_generation(
+    path: Path, models_root: Path | None = None, fingerprints: Fingerprints = of_small_files
+) -> tuple[LanguageModel, Tokenizer]:
     """The model of a checkpoint folder or of a legacy file, ready to be asked, and its tokenizer.
 
     Of a folder, only what answers a prompt is verified and read, and weights stay in their file's pages.
+
+    Args:
+        fingerprints: What of the base that adapters belong to is compared with what they were trained on; by default
+            what takes no time.
 
     Raises:
         CheckpointError, ModelUnavailable, ConfigError: said in one sentence.
@@ -47,9 +59,13 @@ def open_for_generation(path: Path, models_root: Path | None = None) -> tuple[La
         tokenizer = load_characters(path)
         return _from_scratch(config, tokenizer, load_tensors(path / _WEIGHTS)), tokenizer
     _verify(checkpoint, {_ADAPTERS} if config.use_lora else {_WEIGHTS, "config.json"})
-    model, words = _gpt2(config, find_base(config.base_model, models_root) if config.use_lora else path)
-    if config.use_lora:
-        model.load_tensors(load_tensors(path / _ADAPTERS))
+    if not config.use_lora:
+        model, words = _gpt2(config, path)
+        return _ready(model), words
+    base = find_base(config.base_model, models_root)
+    _check_base(base, config, checkpoint.manifest.name, checkpoint.manifest.hashes, fingerprints)
+    model, words = _gpt2(config, base)
+    model.load_tensors(load_tensors(path / _ADAPTERS))
     return _ready(model), words
 
 
@@ -61,7 +77,10 @@ def load_for_generation(content: CheckpointContent, models_root: Path | None = N
     """
     config = parse(TrainingConfig, content["config"])
     if config.model_type == "gpt2":
-        model, tokenizer = _gpt2(config, base_folder(config, content, models_root))
+        base = base_folder(config, content, models_root)
+        if config.use_lora:
+            _check_base(base, config, content["name"], content["hashes"], of_small_files)
+        model, tokenizer = _gpt2(config, base)
         model.load_tensors(content["model_state_dict"])
         return _ready(model), tokenizer
     if not content["characters"]:
@@ -110,6 +129,22 @@ def base_folder(config: TrainingConfig, resume: CheckpointContent | None, models
     if resume and not config.use_lora and resume["path"].is_dir():
         return resume["path"]
     return find_base(config.base_model, models_root)
+
+
+def _check_base(
+    base: Path, config: TrainingConfig, checkpoint: str, saved: Mapping[str, str], fingerprints: Fingerprints
+) -> None:
+    """Adapters say nothing on another base; the first releases, and legacy files, do not tell theirs."""
+    try:
+        now = fingerprints(base)
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise ModelUnavailable(
+            f"base model '{config.base_model}' cannot be read: {reason}", field="base_model"
+        ) from None
+    changed = [Difference(name, saved[name], now[name]) for name in now if saved.get(name, now[name]) != now[name]]
+    if changed:
+        raise base_changed(config.base_model, checkpoint, changed)
 
 
 def _verify(checkpoint: Checkpoint, needed: set[str]) -> None:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from core.disk import unreadable
 from core.errors import CheckpointCorrupt, CheckpointUnsafe
 
 
@@ -20,7 +21,8 @@ def open_plain(path: Path, *, is_link_allowed: bool = False) -> Iterator[BinaryI
     """The bytes of a regular file.
 
     Raises:
-        CheckpointCorrupt: it is not there, or cannot be read.
+        CheckpointCorrupt: it is not there.
+        StorageError: the disk does not give it now.
         CheckpointUnsafe: it is a link, a pipe, a device or a folder.
     """
     # A pipe would let the reader wait for a writer that never comes.
@@ -29,9 +31,10 @@ def open_plain(path: Path, *, is_link_allowed: bool = False) -> Iterator[BinaryI
         if path.is_symlink() and not is_link_allowed:
             raise _not_plain(path)
         handle = os.open(path, flags)
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise CheckpointCorrupt(f"'{_shown(path)}' cannot be read: {reason}") from None
+    except OSError as error:
+        raise unreadable(error, f"'{_shown(path)}' cannot be read") from None
+    except ValueError as error:
+        raise CheckpointCorrupt(f"'{_shown(path)}' cannot be read: {error}") from None
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
         raise _not_plain(path)
@@ -43,11 +46,15 @@ def read_plain(path: Path, max_bytes: int, *, is_link_allowed: bool = False) -> 
     """The whole content of a small regular file.
 
     Raises:
-        CheckpointCorrupt, CheckpointUnsafe: as for `open_plain`; the latter also if it has more than `max_bytes`.
+        CheckpointCorrupt, StorageError, CheckpointUnsafe: as for `open_plain`; the last also if it has more than
+            `max_bytes`.
     """
     with open_plain(path, is_link_allowed=is_link_allowed) as file:
         # It may grow between a look at its size and the reading.
-        content = file.read(max_bytes + 1)
+        try:
+            content = file.read(max_bytes + 1)
+        except OSError as error:
+            raise unreadable(error, f"'{_shown(path)}' cannot be read") from None
     if len(content) > max_bytes:
         raise CheckpointUnsafe(f"'{_shown(path)}' has more than {max_bytes} bytes, so it was not read")
     return content

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -30,8 +31,8 @@ class Parts:
     block_size: int
     precision: Precision
     ranks: Ranks = ALONE
-    base: Path | None = None
-    """The folder of the pretrained weights, if it began with such."""
+    hashes: Mapping[str, str] = field(default_factory=dict)
+    """Of the tokenizer and, where only adapters are kept, of what they belong to."""
     cautions: tuple[str, ...] = ()
     """What else the user should know."""
 

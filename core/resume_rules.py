@@ -56,7 +56,7 @@ FREE = frozenset(
 
 RULES: dict[ResumeMode, str] = {
     ResumeMode.EXACT: "only how long to train, when to save and where to run",
-    ResumeMode.EXTEND: "everything but the model's shape, the source, the seed and the warm-up",
+    ResumeMode.EXTEND: "everything but the model's shape, the source, the seed, lora_alpha and the warm-up",
     ResumeMode.WARM_START: "everything but the model's shape",
 }
 

@@ -16,23 +16,21 @@ from typing import TYPE_CHECKING, Any, Protocol
 from core.checkpointing import CheckpointStore, save_checkpoint
 from core.config import config_to_dict
 from core.disk import Meanwhile, nothing
-from core.events import CheckpointSaved
+from core.events import CheckpointSaved, Event, Warned
 from core.exactness import surroundings, versions
-from core.fingerprints import of_alphabet, of_base
 from core.manifest import Manifest, hash_of_config, new_manifest
 from core.parts import Parts
 from core.retention import superseded
 from core.sources import SourceText
 from core.state import RunState, capture, rng_states
-from core.tokenizer import CharacterTokenizer
 
 if TYPE_CHECKING:
     from core.trainer import Trainer
 
 LOOK_SECONDS = 0.2
 
-Publish = Callable[[Meanwhile], CheckpointSaved]
-"""Writes and publishes one checkpoint, calling what it is given again and again."""
+Publish = Callable[[Meanwhile], list[Event]]
+"""Writes and publishes one checkpoint, calling what it is given again and again; returns what there is to say."""
 
 
 class Saver(Protocol):
@@ -45,8 +43,8 @@ class Saver(Protocol):
             DiskFull, StorageError: the one before it could not be kept.
         """
 
-    def published(self, *, wait: bool = False) -> CheckpointSaved | None:
-        """What has been published since the last call, if anything; with `wait`, once nothing is under way any more.
+    def published(self, *, wait: bool = False) -> list[Event]:
+        """What there is to say since the last call; with `wait`, once nothing is under way any more.
 
         Raises:
             DiskFull, StorageError: it could not be kept, and the earlier ones are whole.
@@ -63,30 +61,32 @@ class BackgroundWriter:
     def __init__(self, meanwhile: Meanwhile = nothing) -> None:
         self._meanwhile = meanwhile
         self._thread: threading.Thread | None = None
-        self._outcome: CheckpointSaved | BaseException | None = None
+        self._outcome: list[Event] | BaseException = []
+        self._done = threading.Event()
         self._num_signs = 0
 
     def begin(self, publish: Publish) -> None:
         """Publish; nothing else may be under way."""
         assert self._thread is None, "one checkpoint at a time"
+        self._done.clear()
         # Not a daemon: a process that ends in order has written what it began.
         self._thread = threading.Thread(target=self._write, args=(publish,), name="checkpoint-writer")
         self._thread.start()
 
-    def finished(self, *, wait: bool = False) -> CheckpointSaved | None:
+    def finished(self, *, wait: bool = False) -> list[Event]:
         """See `Saver.published`."""
-        if self._thread is None or (self._thread.is_alive() and not wait):
-            return None
-        self._join(self._thread)
-        self._thread, outcome, self._outcome = None, self._outcome, None
+        if self._thread is None or not (wait or self._done.is_set()):
+            return []
+        self._wait()
+        self._thread, outcome, self._outcome = None, self._outcome, []
         if isinstance(outcome, BaseException):
             raise outcome
         return outcome
 
-    def _join(self, thread: threading.Thread) -> None:
+    def _wait(self) -> None:
+        # Not by joining the thread: interrupted by Ctrl-C, Python 3.11 then takes it for ended.
         seen = self._num_signs
-        while thread.is_alive():
-            thread.join(LOOK_SECONDS)
+        while not self._done.wait(LOOK_SECONDS):
             if self._num_signs != seen:
                 seen = self._num_signs
                 self._meanwhile()
@@ -96,6 +96,8 @@ class BackgroundWriter:
             self._outcome = publish(self._show_life)
         except BaseException as error:  # Raised again in the thread that asks.
             self._outcome = error
+        finally:
+            self._done.set()
 
     def _show_life(self) -> None:
         self._num_signs += 1
@@ -121,7 +123,6 @@ class RunSaver:
     """Keeps the checkpoints of one run; of several ranks, the first one writes."""
 
     def __init__(self, store: CheckpointStore, source: SourceText, identity: RunIdentity, meanwhile: Meanwhile) -> None:
-        self._tokenizer_and_base: dict[str, str] | None = None
         self._store = store
         self._source = source
         self._identity = identity
@@ -137,36 +138,30 @@ class RunSaver:
         captured = capture(parts.model, parts.optimizer, parts.tokenizer, trainer.run, rng=rng, scale=scale)
         manifest = self._manifest(trainer.parts, trainer.run)
 
-        def publish(meanwhile: Meanwhile) -> CheckpointSaved:
-            hashes = {**manifest.hashes, **self._identify(trainer.parts, meanwhile)}
-            complete = manifest.model_copy(update={"hashes": hashes})
+        def publish(meanwhile: Meanwhile) -> list[Event]:
             write = partial(captured.write, meanwhile=meanwhile)
-            saved = save_checkpoint(self._store, complete, write, meanwhile, size_bytes=captured.size_bytes).manifest
-            self._retire(trainer.parts.config.keep_checkpoints)
-            return CheckpointSaved(saved.step, saved.id, saved.name, saved.size_bytes, saved.train_loss, saved.val_loss)
+            made = save_checkpoint(self._store, manifest, write, meanwhile, size_bytes=captured.size_bytes).manifest
+            saved = CheckpointSaved(made.step, made.id, made.name, made.size_bytes, made.train_loss, made.val_loss)
+            return [saved, *self._retire(parts.config.keep_checkpoints)]
 
         self._writer.begin(publish)
 
-    def published(self, *, wait: bool = False) -> CheckpointSaved | None:
+    def published(self, *, wait: bool = False) -> list[Event]:
         """See `core.saving.Saver`."""
         return self._writer.finished(wait=wait)
 
-    def _identify(self, parts: Parts, meanwhile: Meanwhile) -> dict[str, str]:
-        """Of the tokenizer and, where only adapters are kept, of what they belong to; once for all of a run."""
-        if self._tokenizer_and_base is None:
-            if isinstance(parts.tokenizer, CharacterTokenizer):
-                self._tokenizer_and_base = {"tokenizer": of_alphabet(parts.tokenizer.characters)}
-            elif parts.base and parts.config.use_lora:
-                self._tokenizer_and_base = of_base(parts.base, meanwhile)
-            else:
-                self._tokenizer_and_base = {}
-        return self._tokenizer_and_base
-
-    def _retire(self, keep: int) -> None:
-        """A job's checkpoints are in a ledger, and retired by whoever writes there."""
-        if self._identity.job_id is None:
-            for item in superseded(self._store.of_run(self._identity.run), keep):
-                self._store.retire(item.manifest.name)
+    def _retire(self, keep: int) -> list[Event]:
+        """A job's checkpoints are in a ledger, and retired by whoever writes there. What stays is no reason to stop."""
+        if self._identity.job_id is not None:
+            return []
+        warnings: list[Event] = []
+        for item in superseded(self._store.of_run(self._identity.run), keep):
+            try:
+                self._store.retire(item.path.name)
+            except OSError as error:
+                said = f"checkpoint '{item.path.name}' is superseded and could not be removed: {error.strerror}"
+                warnings.append(Warned(said))
+        return warnings
 
     def _manifest(self, parts: Parts, run: RunState) -> Manifest:
         config, identity = config_to_dict(parts.config), self._identity
@@ -185,7 +180,7 @@ class RunSaver:
             fence=identity.fence,
             parent=identity.parent,
             run=identity.run,
-            hashes={"config": hash_of_config(config), "source": self._source.sha256},
+            hashes={"config": hash_of_config(config), "source": self._source.sha256, **parts.hashes},
             versions=versions(),
             surroundings=surroundings(parts.device, parts.ranks.world_size, parts.config.deterministic),
         )

@@ -4,7 +4,8 @@
 | --- | --- |
 | weights | `model.safetensors`, or `adapter_model.safetensors` |
 | optimizer moments | `optimizer.safetensors`, keys `<parameter>::<moment>` |
-| optimizer settings, step, loss history, fp16's scale, RNG states of every rank | `state.json` |
+| optimizer settings, step, fp16's scale, RNG states of every rank | `state.json` |
+| loss history | `history.safetensors` |
 | tokenizer, model configuration | their own files |
 
 The data position is the step itself, see `core.data`, and so is the place in an accumulation, which never spans two
@@ -16,26 +17,33 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypedDict
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from pydantic import ValidationError
+from torch import Tensor
 
-from core.errors import CheckpointCorrupt, CheckpointMismatch, StorageError
+from core.disk import unreadable
+from core.errors import CheckpointCorrupt, StorageError
 from core.manifest import Checkpoint
 from core.models import LanguageModel
-from core.outside import read_plain
+from core.moments import optimizer_state
+from core.state_file import (
+    BYTES_OF_EVALUATION,
+    HISTORY_FILE,
+    STATE_FILE,
+    Generators,
+    first_complaint,
+    history,
+    read_state,
+)
 from core.tokenizer import CHARACTERS_FILE, Tokenizer, load_characters
 from core.weights import load_tensors
 
 OPTIMIZER_FILE = "optimizer.safetensors"
-STATE_FILE = "state.json"
-MAX_STATE_BYTES = 64 << 20
-"""Half a million evaluations, beside the generators."""
-_SEPARATOR = "::"
 
 
 @dataclass(slots=True)
@@ -53,6 +61,12 @@ class RunState:
     def of(cls, content: CheckpointContent) -> RunState:
         """Where a checkpoint stands."""
         return cls(**{**content["run"], "step": content["step"]})
+
+    def without_history(self) -> dict[str, Any]:
+        """Everything but the evaluations, as plain values."""
+        said = asdict(replace(self, evaluations=[]))
+        del said["evaluations"]
+        return said
 
     @property
     def last_evaluation(self) -> dict[str, float] | None:
@@ -88,6 +102,7 @@ class Snapshot:
     weights_file: str
     weights: dict[str, Tensor]
     optimizer: dict[str, Tensor]
+    evaluations: list[dict[str, float]]
     plain: dict[str, Any]
     model: LanguageModel
     tokenizer: Tokenizer
@@ -95,7 +110,8 @@ class Snapshot:
     @property
     def size_bytes(self) -> int:
         """What its tensors take on the disk, which is nearly all of it."""
-        return sum(tensor.nbytes for tensor in [*self.weights.values(), *self.optimizer.values()])
+        tensors = sum(tensor.nbytes for tensor in [*self.weights.values(), *self.optimizer.values()])
+        return tensors + BYTES_OF_EVALUATION * len(self.evaluations)
 
     def write(self, folder: Path, meanwhile: Callable[[], object] = lambda: None) -> None:
         """Write every file of a checkpoint but its manifest; `meanwhile` is called after each large one.
@@ -105,6 +121,7 @@ class Snapshot:
         """
         self._write_tensors(folder / self.weights_file, self.weights, meanwhile)
         self._write_tensors(folder / OPTIMIZER_FILE, self.optimizer, meanwhile)
+        self._write_tensors(folder / HISTORY_FILE, history(self.evaluations), meanwhile)
         (folder / STATE_FILE).write_text(json.dumps(self.plain))
         self.model.describe(folder)
         self.tokenizer.save(folder)
@@ -144,8 +161,10 @@ def capture(
         weights_file=model.weights_file,
         weights={name: _copied(tensor) for name, tensor in model.tensors().items()},
         optimizer={name: _copied(tensor) for name, tensor in moments.items()},
+        # What the list has in it never changes, and copying each would hold up the loop.
+        evaluations=list(run.evaluations),
         plain={
-            "run": asdict(run),
+            "run": run.without_history(),
             "optimizer": settings,
             "scale": scale or {},
             "rng": rng[0],
@@ -157,10 +176,14 @@ def capture(
 
 
 def read(checkpoint: Checkpoint, device: str) -> CheckpointContent:
-    """The content of a verified checkpoint folder."""
+    """The content of a verified checkpoint folder.
+
+    Raises:
+        CheckpointCorrupt, CheckpointUnsafe, StorageError: said in one sentence.
+    """
     manifest, folder = checkpoint.manifest, checkpoint.path
     try:
-        plain = json.loads(read_plain(folder / STATE_FILE, MAX_STATE_BYTES))
+        plain = read_state(folder, manifest)
         weights_file = next(
             name for name in ("model.safetensors", "adapter_model.safetensors") if name in manifest.files
         )
@@ -185,51 +208,21 @@ def read(checkpoint: Checkpoint, device: str) -> CheckpointContent:
             characters=load_characters(folder).characters if CHARACTERS_FILE in manifest.files else None,
             source_sha256=manifest.hashes.get("source"),
         )
-    except (OSError, ValueError, KeyError, TypeError, StopIteration, RecursionError) as error:
+    except OSError as error:
+        raise unreadable(error, f"checkpoint '{manifest.name}' cannot be read") from None
+    except (ValueError, KeyError, TypeError, StopIteration, RecursionError) as error:
         raise CheckpointCorrupt(f"checkpoint '{manifest.name}' cannot be read: {error!r}") from None
     return content
 
 
-def optimizer_state(
-    optimizer: torch.optim.Optimizer, model: nn.Module
-) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-    """Moments by parameter name, and each group's settings with the names of its parameters."""
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    moments = {
-        f"{names[id(parameter)]}{_SEPARATOR}{key}": torch.as_tensor(value)
-        for parameter, entries in optimizer.state.items()
-        for key, value in entries.items()
-    }
-    settings = [
-        {
-            **{key: value for key, value in group.items() if key != "params"},
-            "names": [names[id(p)] for p in group["params"]],
-        }
-        for group in optimizer.param_groups
-    ]
-    return moments, settings
+def let_go(content: CheckpointContent) -> None:
+    """Of a checkpoint's tensors, once they are in the model: while they are mapped, a removed file keeps its room."""
+    content["model_state_dict"].clear()
+    content["optimizer_state_dict"] = None
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, saved: dict[str, Any]) -> None:
-    """Put moments back; the settings stay as the configuration made them, so that overrides hold.
-
-    Raises:
-        CheckpointMismatch: other parameters are trained than were saved.
-    """
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    trained = [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
-    if trained != [name for group in saved["settings"] for name in group["names"]]:
-        raise CheckpointMismatch("the checkpoint's optimizer trained other parameters than this run would")
-    parameters = dict(model.named_parameters())
-    for key, value in saved["moments"].items():
-        name, moment = key.rsplit(_SEPARATOR, 1)
-        # AdamW's step count lives on the host unless it is fused, whatever device the moments are on.
-        place = value.device if value.dim() == 0 else parameters[name].device
-        optimizer.state[parameters[name]][moment] = value.to(place).clone()
-
-
-def rng_states() -> dict[str, Any]:
-    """The state of every random number generator a run may draw from, as plain JSON values."""
+def rng_states(device: str = "cpu") -> dict[str, Any]:
+    """The state of every random number generator a run on `device` may draw from, as plain JSON values."""
     version, words, gauss = random.getstate()
     _, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     states: dict[str, Any] = {
@@ -237,24 +230,35 @@ def rng_states() -> dict[str, Any]:
         "numpy": [np.asarray(keys).tolist(), int(position), int(has_gauss), float(cached)],
         "torch": _hex(torch.get_rng_state()),
     }
-    if torch.cuda.is_available():
-        states["cuda"] = [_hex(state) for state in torch.cuda.get_rng_state_all()]
-    if torch.backends.mps.is_available():
+    # Of its own GPU alone: the run may go on from here on another one.
+    if device.startswith("cuda"):
+        states["cuda"] = _hex(torch.cuda.get_rng_state(device))
+    if device.startswith("mps"):
         states["mps"] = _hex(torch.mps.get_rng_state())
     return states
 
 
-def restore_rng(states: dict[str, Any]) -> None:
-    """Put every generator back; a device that is not here is left out."""
-    version, words, gauss = states["python"]
-    random.setstate((version, tuple(words), gauss))
-    keys, position, has_gauss, cached = states["numpy"]
-    np.random.set_state(("MT19937", np.array(keys, dtype=np.uint32), position, has_gauss, cached))
-    torch.set_rng_state(_unhex(states["torch"]))
-    if "cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all([_unhex(state) for state in states["cuda"][: torch.cuda.device_count()]])
-    if "mps" in states and torch.backends.mps.is_available():
-        torch.mps.set_rng_state(_unhex(states["mps"]))
+def restore_rng(states: dict[str, Any], device: str = "cpu") -> None:
+    """Put every generator back, that of the GPU onto `device`; one of another kind of device is left out.
+
+    Raises:
+        CheckpointCorrupt: these are no states.
+    """
+    try:
+        saved = Generators.model_validate(states)
+        version, words, gauss = saved.python
+        random.setstate((version, tuple(words), gauss))
+        keys, position, has_gauss, cached = saved.numpy
+        np.random.set_state(("MT19937", np.array(keys, dtype=np.uint32), position, has_gauss, cached))
+        torch.set_rng_state(_unhex(saved.torch))
+        if saved.cuda and device.startswith("cuda"):
+            torch.cuda.set_rng_state(_unhex(_of_gpu(saved.cuda, device)), device)
+        if saved.mps and device.startswith("mps"):
+            torch.mps.set_rng_state(_unhex(saved.mps))
+    except ValidationError as error:
+        raise _no_states(first_complaint(error)) from None
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise _no_states(str(error).partition("\n")[0][:200]) from None
 
 
 def seed_everything(seed: int) -> None:
@@ -273,6 +277,18 @@ def _same_bytes(one: Tensor, other: Tensor) -> bool:
 
 def _copied(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", copy=True).contiguous()
+
+
+def _of_gpu(saved: str | list[str], device: str) -> str:
+    """The first releases kept those of all GPUs, by index."""
+    if isinstance(saved, str):
+        return saved
+    index = torch.device(device).index or 0
+    return saved[index if index < len(saved) else 0]
+
+
+def _no_states(why: str) -> CheckpointCorrupt:
+    return CheckpointCorrupt(f"the checkpoint's random number generators cannot be restored: {why}")
 
 
 def _hex(state: Tensor) -> str:

@@ -113,7 +113,9 @@ class PretrainedTokenizer:
 
     def save(self, folder: Path) -> None:
         """Write the tokenizer's own files."""
-        self.tokenizer.save_pretrained(folder)
+        # Several templates for conversations would be put into a folder of their own; a checkpoint has none.
+        has_several = isinstance(self.tokenizer.chat_template, dict)
+        self.tokenizer.save_pretrained(folder, save_jinja_files=not has_several)
 
 
 def load_characters(folder: Path) -> CharacterTokenizer:
@@ -125,5 +127,5 @@ def load_characters(folder: Path) -> CharacterTokenizer:
     try:
         characters = json.loads(read_plain(folder / CHARACTERS_FILE, MAX_CHARACTERS_BYTES))["characters"]
         return CharacterTokenizer([str(character) for character in characters])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointCorrupt(f"'{folder.name}/{CHARACTERS_FILE}' cannot be read: {error}") from None

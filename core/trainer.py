@@ -18,7 +18,7 @@ import torch
 from core.config import TrainingConfig
 from core.data import batch
 from core.errors import NonFiniteLoss, RatchetError
-from core.events import Emit, Eval, Sample, Started, Step, Warned
+from core.events import CheckpointSaved, Emit, Eval, Sample, Started, Step, Warned
 from core.failpoints import failpoint
 from core.generation import Completion, Sampling, final_prompt
 from core.models import LanguageModel
@@ -109,7 +109,7 @@ class Trainer:
         )
         for warning in self.parts.warnings():
             self.emit(Warned(warning))
-        if run.last_evaluation is None or (self.evaluation_is_due() and run.last_evaluation["step"] != run.step):
+        if run.last_evaluation is None or self.lacks_evaluation():
             self.evaluate()
         self.parts.model.train()
 
@@ -185,6 +185,11 @@ class Trainer:
         """Whether this step is one to measure at."""
         return self.run.step % self.parts.config.eval_interval == 0 or self.run.step == self.run.end_step
 
+    def lacks_evaluation(self) -> bool:
+        """Whether this step was to be measured at and was not."""
+        last = self.run.last_evaluation
+        return self.evaluation_is_due() and (last is None or last["step"] != self.run.step)
+
     def evaluate(self) -> None:
         """Measure both losses; no generator that training draws from is touched.
 
@@ -225,16 +230,16 @@ class Trainer:
 
     def report_saved(self, *, wait: bool = False) -> None:
         """Tell of the checkpoint that has been published since the last call; what the disk refused is raised here."""
-        saved = self.saver.published(wait=wait) if self.saver else None
-        if saved:
-            self.emit(saved)
-            self.narrator.saved(saved.name)
+        for event in self.saver.published(wait=wait) if self.saver else []:
+            self.emit(event)
+            if isinstance(event, CheckpointSaved):
+                self.narrator.saved(event.name)
 
     def say_what_was_kept(self) -> None:
         """The run ends on an error; a checkpoint under way is still published, and told of."""
         try:
             self.report_saved(wait=True)
-        except (RatchetError, OSError) as error:
+        except Exception as error:  # What ended the run is what it is to be told by.
             self.emit(Warned(f"the checkpoint that was being saved is lost, too: {error}"))
 
     def stop(self) -> Outcome:
@@ -245,7 +250,12 @@ class Trainer:
         return Outcome.STOPPED
 
     def finish(self) -> Outcome:
-        """Keep the result, then let the model write something."""
+        """Keep the result, then let the model write something.
+
+        A run whose last evaluation was given up for a stop is not finished yet: it stops, and measures when it goes on.
+        """
+        if self.parts.ranks.agree(self.lacks_evaluation()):
+            return self.stop()
         self.keep()
         self.report_saved(wait=True)
         self.narrator.finished(self.run, self.clock.elapsed)

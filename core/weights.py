@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from core.disk import unreadable
 from core.errors import CheckpointCorrupt
 from core.tensor_files import check_tensor_file
 
@@ -16,7 +17,7 @@ def load_tensors(path: Path, device: str = "cpu", *, is_link_allowed: bool = Fal
     What is written to them stays in memory; the file may be removed while they live, but not be written to.
 
     Raises:
-        CheckpointCorrupt, CheckpointUnsafe: said in one sentence.
+        CheckpointCorrupt, CheckpointUnsafe, StorageError: said in one sentence.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -24,5 +25,7 @@ def load_tensors(path: Path, device: str = "cpu", *, is_link_allowed: bool = Fal
     check_tensor_file(path, is_link_allowed=is_link_allowed)
     try:
         return dict(load_file(path, device=device))
-    except (SafetensorError, OSError) as error:
+    except OSError as error:
+        raise unreadable(error, f"'{path.parent.name}/{path.name}' cannot be read") from None
+    except SafetensorError as error:
         raise CheckpointCorrupt(f"'{path.parent.name}/{path.name}' cannot be read: {error}") from None

@@ -10,10 +10,12 @@ Which verb is where:
     line.py          the order of those who wait, and moving one in front of another
     thinning.py      fewer steps in the logs of old runs
     turns.py         taking turns, where the database does not make writers wait for each other
+    shelf.py         which checkpoints may go: retention, pins, removals; removal.py: their folders follow
     catalog.py       find and list jobs and checkpoints
     workers.py       who is at work
     tables.py        the rows, and the state machine as a picture
     sqlite.py        what only SQLite does; postgres.py: what only PostgreSQL does
 
-Each verb takes a session and leaves the transaction to its caller, so that several verbs can be one transaction.
+Each verb takes a session and leaves the transaction to its caller, so that several verbs can be one transaction;
+but for `removal`, which waits for a disk before it writes.
 """

@@ -11,13 +11,15 @@ core.errors.RatchetError
 ├── TextUnfit               text_unfit
 ├── LedgerUnavailable       ledger_unavailable
 │   └── LedgerNewer         ledger_newer
-└── CheckpointNotFound      checkpoint_not_found, of `core.errors`
-    └── CheckpointRemoved   checkpoint_removed
+├── CheckpointNotFound      checkpoint_not_found, of `core.errors`
+│   └── CheckpointRemoved   checkpoint_removed
+└── CheckpointCorrupt       checkpoint_corrupt, of `core.errors`
+    └── RunUnreadable
 """
 
 from __future__ import annotations
 
-from core.errors import CheckpointNotFound, RatchetError
+from core.errors import CheckpointCorrupt, CheckpointNotFound, RatchetError
 
 
 class JobNotFound(RatchetError):
@@ -39,6 +41,10 @@ class CheckpointRemoved(CheckpointNotFound):
     """It was there, and has been removed."""
 
     code = "checkpoint_removed"
+
+
+class RunUnreadable(CheckpointCorrupt):
+    """A run has checkpoints, and none of them can be read: a person decides what becomes of it."""
 
 
 class CheckpointPinned(RatchetError):

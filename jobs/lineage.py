@@ -36,12 +36,16 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """What a run went on from and the ledger does not know: another program's run, or a job that was deleted."""
+    """What a run went on from and the ledger does not know: another program's run, or a job that was deleted.
+
+    If the chain `is_cut`, the ledger may well know it, and nobody looked: see `MAX_LINKS`.
+    """
 
     job: str | None
     checkpoint: str | None
     before_step: int
     """The chain begins here, in optimizer updates."""
+    is_cut: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +84,8 @@ def descend(session: Session, job: Job) -> Descent:
     first = runs[-1]
     if first.resume_mode == WARM_START or first.parent_checkpoint is None:
         return Descent(runs, None)
-    return Descent(runs, Missing(first.parent_job, first.parent_checkpoint, first.start_step))
+    is_cut = len(runs) >= MAX_LINKS and first.parent_job is not None
+    return Descent(runs, Missing(first.parent_job, first.parent_checkpoint, first.start_step, is_cut))
 
 
 def _chain(identity: Mapped[str], parent: Mapped[str | None], first: str, goes_on: ColumnElement[bool]) -> CTE:

@@ -19,7 +19,7 @@ from sqlmodel.sql.expression import SelectOfScalar
 from jobs.catalog import removal_of
 from jobs.errors import IdempotencyConflict, IllegalTransition, JobBusy, JobNotFound
 from jobs.tables import FINAL, HELD, ROOM, Checkpoint, Job, State, Stop
-from jobs.transitions import RETURN_FRESH, announce, transition
+from jobs.transitions import RETURN_FRESH, announce, insert_events, transition
 from jobs.turns import LINE, SHELF, take_turn
 
 MAX_RETRY_SECONDS = 60.0
@@ -29,7 +29,7 @@ MAX_RETRY_SECONDS = 60.0
 @dataclass(frozen=True, slots=True)
 class NewJob:
     """A run to put in line. `config` has every hyperparameter; `request_hash` tells a repeated request from another
-    one under the same `idempotency_key`; `run_after` is in unix seconds."""
+    one under the same `idempotency_key`; `run_after` is in unix seconds; `warning` is said in the job's log."""
 
     name: str
     config: Mapping[str, Any]
@@ -45,6 +45,7 @@ class NewJob:
     idempotency_key: str | None = None
     request_hash: str | None = None
     run_after: float | None = None
+    warning: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,8 @@ def enqueue(session: Session, spec: NewJob, now: float | None = None) -> Enqueue
     session.add(job)
     session.flush()
     announce(session, job, now, _origin(spec))
+    if spec.warning is not None:
+        _warn(session, job, spec.warning, now)
     return Enqueued(job, created=True)
 
 
@@ -280,7 +283,16 @@ def _origin(spec: NewJob) -> dict[str, Any]:
     """What the first event says of a run that goes on from a checkpoint."""
     if spec.parent_checkpoint is None:
         return {}
-    return {"mode": spec.resume_mode, "parent": spec.parent_checkpoint, "diff": spec.diff or []}
+    told = {"mode": spec.resume_mode, "parent": spec.parent_checkpoint, "diff": spec.diff or []}
+    return told if spec.warning is None else {**told, "warning": spec.warning}
+
+
+def _warn(session: Session, job: Job, message: str, now: float) -> None:
+    """An event of its own, too, since a log that is read as text shows those."""
+    job.last_seq += 1
+    session.add(job)
+    session.flush()
+    insert_events(session, job.id, job.last_seq, job.attempt, [("warning", {"message": message})], now)
 
 
 def _check_parent(session: Session, checkpoint_id: str) -> None:

@@ -1,7 +1,8 @@
 """What may leave the shelf of checkpoints, and what has to stay: retention, pins, removals.
 
 A checkpoint leaves in two steps: its row is marked here, which decides it, and then whoever marked it removes the
-folder. If he is killed in between, others find the folder of a marked row and finish his work (`removed_names`).
+folder and notes that (`jobs.removal`). If he is killed in between, others find the row and finish his work
+(`leaving_names`). That is done once: a folder that somebody puts back afterwards is not ours to remove.
 Everything here takes its turn with those who enter checkpoints and with jobs that start from one, so that a job gets
 its checkpoint or is refused. Who locks a job that has not ended does so before he takes that turn; a job that has ended
 is locked after it.
@@ -13,14 +14,14 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from itertools import islice
 
-from sqlalchemy import Row
+from sqlalchemy import Row, text
 from sqlmodel import Session, col, select, update
 
 from core.resume_rules import ResumeMode
 from core.retention import superseded
 from jobs.catalog import checkpoints_of, latest_checkpoint, removal_of
 from jobs.errors import CheckpointNeeded, CheckpointPinned
-from jobs.tables import FINAL, Checkpoint, Job, Removal, State
+from jobs.tables import FINAL, LEAVING, Checkpoint, Job, Removal, State
 from jobs.transitions import held
 from jobs.turns import SHELF, take_turn
 
@@ -30,14 +31,22 @@ LooksWhole = Callable[[Checkpoint], bool]
 
 
 def retire_superseded(
-    session: Session, job_id: str, fence: int, keep: int, lost: Collection[str] = (), now: float | None = None
+    session: Session,
+    job_id: str,
+    fence: int,
+    keep: int,
+    lost: Collection[str] = (),
+    missing: Collection[str] = (),
+    now: float | None = None,
 ) -> list[str]:
     """Mark those of a job's checkpoints that newer ones have superseded; for its holder, which has just made one.
 
     Args:
         keep: Latest ones to keep; 0 keeps all.
-        lost: Ids of those that this attempt found damaged or gone. They count for nothing, and go as soon as a whole
-            one is as far as they were.
+        lost: Ids of those that this attempt found damaged. They count for nothing, and go as soon as a whole one is as
+            far as they were.
+        missing: Ids of those that it did not find or could not read. They count for nothing either, and stay: the disk
+            may give them again.
 
     Returns:
         Names of the marked ones, whose folders are to be removed once this is committed.
@@ -48,7 +57,7 @@ def retire_superseded(
     held(session, job_id, fence)
     take_turn(session, SHELF)
     run = checkpoints_of(session, job_id)
-    whole = [row for row in run if row.id not in lost]
+    whole = [row for row in run if row.id not in lost and row.id not in missing]
     if not keep or not whole:
         return []
     reached = max(row.step for row in whole)
@@ -114,8 +123,22 @@ def remove_those_of(session: Session, job: Job, now: float | None = None) -> lis
     return names
 
 
+def leaving_names(session: Session) -> list[str]:
+    """Names of checkpoints that have been removed, and whose folders may still be there."""
+    return sorted(session.exec(select(Checkpoint.name).where(text(LEAVING))).all())
+
+
+def set_discarded(session: Session, names: Iterable[str], now: float | None = None) -> None:
+    """Note that the folders of these checkpoints, which have been removed, are gone."""
+    take_turn(session, SHELF)
+    moment = time.time() if now is None else now
+    for some in _portions(names):
+        discarded = update(Checkpoint).where(text(LEAVING), col(Checkpoint.name).in_(some)).values(discarded_at=moment)
+        session.exec(discarded)
+
+
 def removed_names(session: Session, names: Iterable[str]) -> set[str]:
-    """Those of these names whose checkpoints have been removed: what is left of their folders may go."""
+    """Those of these names whose checkpoints have been removed: nobody begins from their folders."""
     found: set[str] = set()
     for some in _portions(names):
         gone = select(Checkpoint.name).where(col(Checkpoint.name).in_(some), col(Checkpoint.removed_at).is_not(None))

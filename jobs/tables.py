@@ -88,6 +88,9 @@ ENDED_AND_WHOLE = "thinned_seq < last_seq AND finished_at IS NOT NULL"
 KEPT = "removed_at IS NULL"
 """Checkpoints that are there, in SQL; an index has these words, too."""
 
+LEAVING = "removed_at IS NOT NULL AND discarded_at IS NULL"
+"""Checkpoints that are gone, while their folders may still be there; so has another one."""
+
 ROOM = 1 << 20
 """Between the places of two jobs that follow each other, so that others can be put between them."""
 
@@ -215,6 +218,8 @@ class Checkpoint(SQLModel, table=True):
     __table_args__ = (
         Index("ix_checkpoint_job", "job_id", "removed_at", "step"),
         Index("ix_checkpoint_newest", "owner", "created_at", "id", **_where(KEPT)),
+        Index("ix_checkpoint_run", "run", "step"),
+        Index("ix_checkpoint_leaving", "name", **_where(LEAVING)),
     )
 
     id: str = Field(primary_key=True)
@@ -235,6 +240,9 @@ class Checkpoint(SQLModel, table=True):
     created_at: float
     removed_at: float | None = Field(default=None, description="When it went; it is there while this is null.")
     removed_because: Removal | None = Field(default=None, sa_column=Column(_choice(Removal)))
+    discarded_at: float | None = Field(
+        default=None, description="When its folder had gone, too; one that is put back afterwards is its owner's."
+    )
 
 
 class Worker(SQLModel, table=True):

@@ -92,6 +92,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     app.state.readiness = health.Readiness(ledger)
     app.state.writing = anyio.Semaphore(WRITERS)
     app.state.downloads = anyio.Semaphore(downloads.MAX_DOWNLOADS)
+    app.state.curves = anyio.Semaphore(metrics.MAX_CURVES)
     app.state.tails = Tails(ledger, settings.poll_seconds, settings.max_streams)
     poller = asyncio.create_task(app.state.tails.run())
     try:

@@ -43,11 +43,12 @@ class SegmentOut(BaseModel):
 
 
 class MissingOut(BaseModel):
-    """What came before the first segment and has no log here: a console's run, or a job that was deleted."""
+    """What came before the first segment and is not drawn: a console's run, or a job that was deleted."""
 
     job: str | None
     checkpoint: str | None
     before_step: int
+    is_cut: bool = Field(description="Whether the chain was too long to follow; ask for the curve of `job` to go on.")
 
 
 class CurveOut(BaseModel):

@@ -17,7 +17,7 @@ from jobs.tables import Job
 from service.errors import BodyTooLarge
 from service.inference import Inference, find_desk
 from service.settings import ServiceSettings
-from service.shelf import Shelf
+from service.shelf import LATEST, Shelf
 from service.tails import Tails
 
 # The async ones below only hand over what is there, which is no work for another thread.
@@ -75,9 +75,6 @@ async def _shelf(settings: Settings, ledger: Ledger, inference: Generation) -> S
 
 
 Checkpoints = Annotated[Shelf, Depends(_shelf)]
-
-
-LATEST = "latest"
 
 
 def _job(job_id: str, ledger: Ledger, owner: Owner) -> Job:

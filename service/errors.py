@@ -6,6 +6,7 @@ core.errors.RatchetError
 ├── BodyTooLarge            body_too_large
 ├── QueueFull               queue_full
 ├── TooManyStreams          too_many_streams
+├── TooManyAtOnce           too_many_at_once
 ├── PositionInvalid         position_invalid
 ├── FilterUnfit             filter_unfit
 ├── NothingSaved            nothing_saved
@@ -56,6 +57,12 @@ class TooManyStreams(RatchetError):
     """As many streams are open as the operator allows."""
 
     code = "too_many_streams"
+
+
+class TooManyAtOnce(RatchetError):
+    """As many requests of a kind that takes long are being answered as may be."""
+
+    code = "too_many_at_once"
 
 
 class PositionInvalid(RatchetError):

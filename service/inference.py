@@ -12,18 +12,24 @@ from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import anyio
 import httpx2
 from pydantic import BaseModel, ValidationError
 from sqlmodel import Session
 
-from core.errors import DiskFull, RatchetError
+from core.errors import DiskFull, RatchetError, StorageError
 from jobs.tables import Worker
 from jobs.workers import list_workers
-from service.errors import GenerationFailed, GenerationRefused, WorkerUnavailable
+from service.admission import one_of
+from service.errors import GenerationFailed, GenerationRefused, TooManyAtOnce, WorkerUnavailable
 from service.schemas import is_alive
 
 # A model that is loaded for the first time, or a turn behind others, may take minutes to say its first word.
 _PATIENCE = httpx2.Timeout(600.0, connect=5.0, pool=30.0)
+
+MAX_ERRANDS = 4
+"""Exports and conversions at the same time: each keeps a thread for as long as the worker takes, and half as many of
+them as may change something leave room for those that do."""
 
 _TOLD_ON = frozenset({400, 404, 409, 413, 422, 429})
 """A worker's refusals that concern the request; all others are between the worker and us."""
@@ -85,6 +91,7 @@ class Inference:
     def __init__(self) -> None:
         # No proxy of the environment's stands between a service and its workers.
         self._http = httpx2.AsyncClient(timeout=_PATIENCE, trust_env=False)
+        self._errands = anyio.Semaphore(MAX_ERRANDS)
 
     async def close(self) -> None:
         """Let go of all connections."""
@@ -118,6 +125,7 @@ class Inference:
         """Let a worker make a checkpoint of a legacy file, which nobody but a worker can read.
 
         Raises:
+            TooManyAtOnce: workers are busy with others.
             WorkerUnavailable, GenerationRefused, GenerationFailed: as for `ask`.
         """
         await self._post(desk, "adopt", {"name": name})
@@ -126,21 +134,24 @@ class Inference:
         """Let a worker write a checkpoint's model below the models root; what it says of the folder.
 
         Raises:
-            DiskFull: the folder does not fit there.
+            TooManyAtOnce: workers are busy with others.
+            StorageError: the folder does not fit there, or the disk refuses it.
             WorkerUnavailable, GenerationRefused, GenerationFailed: as for `ask`.
         """
         return await self._post(desk, "export", {"checkpoint": checkpoint, "name": name, "merge": merge})
 
     async def _post(self, desk: Desk, path: str, body: dict[str, Any]) -> dict[str, Any]:
         headers = {"Authorization": f"Bearer {desk.token}"}
-        try:
-            answer = await self._http.post(f"{desk.url.rstrip('/')}/{path}", json=body, headers=headers)
-        except httpx2.RequestError as error:
-            raise WorkerUnavailable("The worker that reads checkpoints does not answer.") from error
+        said = f"{MAX_ERRANDS} checkpoints are being exported or converted, and no more are at the same time."
+        with one_of(self._errands, TooManyAtOnce(said)):
+            try:
+                answer = await self._http.post(f"{desk.url.rstrip('/')}/{path}", json=body, headers=headers)
+            except httpx2.RequestError as error:
+                raise WorkerUnavailable("The worker that reads checkpoints does not answer.") from error
         if answer.status_code != 200:
             raise await _refusal(answer)
-        said: dict[str, Any] = answer.json()
-        return said
+        told: dict[str, Any] = answer.json()
+        return told
 
 
 def _generates(worker: Worker) -> bool:
@@ -171,7 +182,7 @@ async def _refusal(answer: httpx2.Response) -> RatchetError:
     if answer.status_code in _TOLD_ON and code:
         return GenerationRefused(answer.status_code, code, message)
     if answer.status_code == 507:
-        return DiskFull(message)
+        return DiskFull(message) if code == DiskFull.code else StorageError(message)
     if answer.status_code == 503:
         return WorkerUnavailable(message or "The worker that generates text is not ready.")
     return GenerationFailed("The worker could not generate text.")

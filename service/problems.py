@@ -54,6 +54,7 @@ STATUS: dict[type[RatchetError], int] = {
     errors.BodyTooLarge: 413,
     errors.QueueFull: 429,
     errors.TooManyStreams: 429,
+    errors.TooManyAtOnce: 429,
     LeaseLost: 500,
     errors.GenerationFailed: 502,
     LedgerUnavailable: 503,

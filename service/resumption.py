@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import PurePath
 from typing import Any
 
@@ -20,7 +21,7 @@ from jobs.turns import LINE, take_turn
 from service.errors import NothingSaved, SourceChanged
 from service.intake import Accepted, Intake, Repeat
 from service.schemas import ResumeIn
-from service.shelf import Shelf
+from service.shelf import LATEST, Shelf
 
 _ELSEWHERE = "POST /jobs/{checkpoint}/resume starts another run from what it saved"
 
@@ -51,6 +52,8 @@ class Resumption:
         earlier = self._intake.answered(repeat)
         if earlier is not None:
             return earlier
+        if ref.removesuffix(".pt") == LATEST:
+            return self._go_on_from_first_whole(self._shelf.newest(self._intake.owner), body, repeat)
         if not ref.startswith("job_"):
             return self._go_on_from(self._shelf.find(self._intake.owner, ref), body, repeat)
         with self._intake.ledger.read() as session:
@@ -60,9 +63,7 @@ class Resumption:
             return self._unpause(job, body, repeat)
         if not left:
             raise NothingSaved(f"Job {job.id} left no checkpoint to go on from; submit a fresh run.")
-        # If none looks whole, the newest one's own answer says what is wrong.
-        newest = next((row for row in left if self._shelf.looks_whole(row)), left[0])
-        return self._go_on_from(newest, body, repeat)
+        return self._go_on_from_first_whole(left, body, repeat)
 
     def _unpause(self, job: Job, body: ResumeIn, repeat: Repeat) -> Accepted:
         if job.state is State.PAUSED:
@@ -80,9 +81,18 @@ class Resumption:
             except IllegalTransition as error:
                 raise JobBusy(f"Job {job.id} is {job.state} and needs no resume; {_ELSEWHERE}.") from error
 
-    def _go_on_from(self, row: Checkpoint, body: ResumeIn, repeat: Repeat) -> Accepted:
+    def _go_on_from_first_whole(self, rows: Sequence[Checkpoint], body: ResumeIn, repeat: Repeat) -> Accepted:
+        """From the first if it looks whole; else from a later one, and the new job's log says why."""
+        row = self._shelf.first_whole(rows)
+        flaw = self._shelf.flaw_of(rows[0]) if row is not rows[0] else None
+        warning = f"{flaw}; this run goes on from {row.id} (step {row.step}) instead" if flaw else None
+        return self._go_on_from(row, body, repeat, warning)
+
+    def _go_on_from(self, row: Checkpoint, body: ResumeIn, repeat: Repeat, warning: str | None = None) -> Accepted:
         manifest = self._shelf.sound_manifest(row)
-        saved = {**manifest.config, "source": self._name_below_root(str(manifest.config.get("source", "")))}
+        # Refuses, among other things, a source whose name is too long to be looked for in all its parts.
+        before = parse(TrainingConfig, {"source": "", **manifest.config})
+        saved = {**config_to_dict(before), "source": self._name_below_root(before.source)}
         state = {
             "config": saved,
             "step": manifest.step,
@@ -92,7 +102,8 @@ class Resumption:
         config, differences = resume_config(state, body.overrides(), body.mode)
         self._check_source(config, manifest, body.mode)
         self._check_base(config, manifest)
-        return self._intake.put_in_line(self._spec(row, manifest, config, differences, body, repeat), repeat)
+        spec = self._spec(row, manifest, config, differences, body, repeat)
+        return self._intake.put_in_line(replace(spec, warning=warning), repeat)
 
     def _check_source(self, config: TrainingConfig, manifest: Manifest, mode: ResumeMode) -> None:
         """Optimizer and data position go on in the same text alone; a warm start may read any."""
@@ -207,11 +218,12 @@ def _changes(job: Job, body: ResumeIn) -> dict[str, Any]:
     # A job of an earlier release keeps all checkpoints, and no change of something else takes that from it.
     saved = {"config": {"keep_checkpoints": 0, **job.config}, "step": job.step}
     config, differences = resume_config(saved, {**overrides, "training_steps": steps}, body.mode)
+    # Also when nothing changes: what changed the last time is not what changes now.
+    columns["diff"] = [asdict(item) for item in differences]
     if differences:
         columns |= {
             "config": config_to_dict(config),
             "training_steps": steps,
-            "diff": [asdict(item) for item in differences],
             # Until it has a checkpoint of its own, its worker goes by this.
             "resume_mode": body.mode.value if job.resume_mode == ResumeMode.EXACT else job.resume_mode,
         }

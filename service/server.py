@@ -25,6 +25,10 @@ GRACE_SECONDS = 8
 SPARE_FILES = 200
 """Open files beside those of the streams."""
 
+UNSENT_BYTES = 32 << 10
+"""That the system keeps of one connection beside what is on its way. It would keep megabytes, and ask for more only
+when a third of them had left: a reader at the end of a slow link would seem to take nothing for minutes."""
+
 COLLECT_AFTER = 20_000
 """Objects that may be made before the garbage collector looks at them. A step wakes all streams, and what a thousand of
 them make on their way is gone a moment later; by Python's own threshold that alone leads to a full collection every few
@@ -79,6 +83,8 @@ def listen(settings: ServiceSettings) -> socket.socket:
         # A stalled reader's connection is otherwise kept for as long as its unread bytes are, which may be forever.
         timeout_ms = int(settings.stalled_reader_seconds * 1000)
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout_ms)
+    if hasattr(socket, "TCP_NOTSENT_LOWAT"):
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
     return listening
 
 

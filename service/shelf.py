@@ -6,22 +6,33 @@ import logging
 import os
 import re
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from sqlalchemy.exc import DataError, IntegrityError
 from sqlmodel import Session
 
-from core.checkpointing import CheckpointStore, check_sizes, looks_whole
+from core.checkpointing import CheckpointStore, check_sizes
 from core.errors import CheckpointCorrupt, CheckpointError, CheckpointNotFound, StorageError
 from core.manifest import PINNED, Manifest, read_manifest
 from core.manifest import Checkpoint as Saved
 from jobs import catalog, shelf
 from jobs.database import Database
 from jobs.errors import CheckpointRemoved
+from jobs.removal import discard
 from jobs.tables import FINAL, Checkpoint, Job
 
 log = logging.getLogger(__name__)
+
+LATEST = "latest"
+"""Stands for the newest one."""
+
+LOOK_BACK = 50
+"""Checkpoints that are looked at for one that is whole."""
+
+_UNFIT = (DataError, IntegrityError, ArithmeticError, ValueError)
+"""What a database, or its driver, says of a value that it cannot keep, such as a number beyond 64 bits."""
 
 _LEGACY = re.compile(r"checkpoint_[\w.-]{1,200}\.pt", re.ASCII)
 
@@ -41,7 +52,7 @@ class Shelf:
         self._convert = convert
 
     def find(self, owner: str, ref: str) -> Checkpoint:
-        """The checkpoint of that id or name, or the newest for `latest`; `.pt` after a name is tolerated.
+        """The checkpoint of that id or name, or for `latest` the newest that looks whole; `.pt` may follow a name.
 
         A legacy `.pt` file of that name becomes a checkpoint of our own when it is first asked for.
 
@@ -51,18 +62,33 @@ class Shelf:
             WorkerUnavailable, GenerationRefused: a legacy file cannot be read now, or at all.
         """
         ref = ref.removesuffix(".pt")
-        if ref == "latest":
-            self.adopt_strays(owner)
-            return self._newest(owner)
+        if ref == LATEST:
+            return self.first_whole(self.newest(owner))
         try:
             return self._known(owner, ref)
         except CheckpointRemoved:
             raise
         except CheckpointNotFound:
-            converted = self._convert_legacy(ref)
-            if not self.adopt_strays(owner) and not converted:
-                raise
+            self._convert_legacy(ref)
+            self.adopt_strays(owner)
             return self._known(owner, ref)
+
+    def newest(self, owner: str) -> list[Checkpoint]:
+        """The newest ones, as far back as anybody looks for one that is whole; there is at least one.
+
+        Raises:
+            CheckpointNotFound: there is none.
+        """
+        self.adopt_strays(owner)
+        with self._ledger.read() as session:
+            rows, _ = catalog.list_checkpoints(session, owner, LOOK_BACK)
+        if not rows:
+            raise CheckpointNotFound("There is no checkpoint yet; POST /jobs starts a run that makes some.")
+        return rows
+
+    def first_whole(self, rows: Sequence[Checkpoint]) -> Checkpoint:
+        """The first that looks whole; if none does, the first, whose own answer says what is wrong."""
+        return next((row for row in rows if self.looks_whole(row)), rows[0])
 
     def manifest(self, row: Checkpoint) -> Manifest:
         """What the checkpoint's folder says.
@@ -78,19 +104,22 @@ class Shelf:
         Raises:
             CheckpointCorrupt: names the file, and the newest one before it of its run that looks whole.
         """
-        try:
-            saved = self._saved(row)
-            check_sizes(saved)
-        except CheckpointCorrupt as error:
-            raise CheckpointCorrupt(f"{error.message}; {self._advice(row)}") from None
-        return saved.manifest
+        flaw = self.flaw_of(row)
+        if flaw is not None:
+            raise CheckpointCorrupt(f"{flaw}; {self._advice(row)}")
+        return self.manifest(row)
 
     def looks_whole(self, row: Checkpoint) -> bool:
         """Whether all its files are there, in the right sizes; they are not read."""
+        return self.flaw_of(row) is None
+
+    def flaw_of(self, row: Checkpoint) -> str | None:
+        """What can be seen to be wrong with it in no time, if anything."""
         try:
-            return looks_whole(self._saved(row))
-        except CheckpointCorrupt:
-            return False
+            check_sizes(self._saved(row))
+        except (CheckpointCorrupt, StorageError) as error:
+            return error.message
+        return None
 
     def set_pinned(self, owner: str, ref: str, pinned: bool) -> Checkpoint:
         """Let a checkpoint stay whatever comes after it, or no longer; the folder says so too, for those who have no
@@ -129,8 +158,8 @@ class Shelf:
             names = shelf.remove_those_of(session, job)
         self._discard(names)
 
-    def adopt_strays(self, owner: str) -> bool:
-        """Enter into the ledger what only the disk knows, such as a console run's; whether there was anything.
+    def adopt_strays(self, owner: str) -> None:
+        """Enter into the ledger what only the disk knows, such as a console run's.
 
         What a job made that has not ended is left to that job: its worker is about to say so itself.
         """
@@ -139,51 +168,38 @@ class Shelf:
             strays = on_disk - shelf.known_names(session, on_disk)
         found = [saved for name in sorted(strays) if (saved := self._readable(name))]
         if not found:
-            return False
+            return
         with self._ledger.write() as session:
-            adopted = [saved.path.name for saved in found if _adopt(session, owner, saved)]
-        return bool(adopted)
+            for saved in found:
+                _adopt_if_fit(session, owner, saved)
 
-    def _convert_legacy(self, ref: str) -> bool:
-        """Whether there is a legacy file of that name, which is then converted."""
+    def _convert_legacy(self, ref: str) -> None:
+        """If there is a legacy file of that name."""
         name = f"{ref}.pt"
         if not _LEGACY.fullmatch(name):
-            return False
+            return
         try:
             status = (self._root / name).lstat()
         except OSError:
-            return False
-        if not stat.S_ISREG(status.st_mode):
-            return False
-        self._convert(name)
-        return True
+            return
+        if stat.S_ISREG(status.st_mode):
+            self._convert(name)
 
     def _known(self, owner: str, ref: str) -> Checkpoint:
         with self._ledger.read() as session:
             return catalog.find_checkpoint(session, owner, ref)
-
-    def _newest(self, owner: str) -> Checkpoint:
-        with self._ledger.read() as session:
-            rows, _ = catalog.list_checkpoints(session, owner, 1)
-        if not rows:
-            raise CheckpointNotFound("There is no checkpoint yet; POST /jobs starts a run that makes some.")
-        return rows[0]
 
     def _names_on_disk(self) -> set[str]:
         try:
             entries = list(os.scandir(self._root))
         except FileNotFoundError:
             return set()
-        return {
-            entry.name
-            for entry in entries
-            if entry.name.startswith("checkpoint_") and entry.is_dir(follow_symlinks=False)
-        }
+        return {entry.name for entry in entries if _is_a_name(entry.name) and entry.is_dir(follow_symlinks=False)}
 
     def _readable(self, name: str) -> Saved | None:
         try:
             saved = read_manifest(self._root / name)
-        except CheckpointError as error:
+        except (CheckpointError, StorageError) as error:
             log.debug("not adopted: %s", error.message)
             return None
         return saved if saved.manifest.name == name else None
@@ -205,27 +221,41 @@ class Shelf:
     def _exactly(self, owner: str, ref: str) -> Checkpoint:
         """For what cannot be undone, or should not meet another one tomorrow: neither `latest` nor a beginning."""
         row = self.find(owner, ref)
-        if ref not in (row.id, row.name):
+        if ref.removesuffix(".pt") not in (row.id, row.name):
             raise CheckpointNotFound(f"{ref!r} is not a whole id or name; {row.id} is one that it could stand for.")
         return row
 
     def _discard(self, names: Iterable[str]) -> None:
         """They are gone already, as everyone is told; a folder that cannot be removed now is left to a worker."""
         store = CheckpointStore(self._root)
-        for name in names:
-            try:
-                store.retire(name)
-            except OSError as error:
-                log.warning("checkpoint %s stays on the disk for now: %s", name, error)
+        discard(self._ledger, store, names)
+        store.sweep_retired()
 
 
-def _adopt(session: Session, owner: str, saved: Saved) -> bool:
+def _is_a_name(name: str) -> bool:
+    """Whether a checkpoint can be called so. The ledger cannot even be asked for a name that is not UTF-8."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return name.startswith("checkpoint_")
+
+
+def _adopt_if_fit(session: Session, owner: str, saved: Saved) -> None:
+    """One that the ledger cannot keep is left out, so that the others come in."""
+    try:
+        with session.begin_nested():
+            _adopt(session, owner, saved)
+    except _UNFIT as error:
+        log.warning("checkpoint %s is not listed: the ledger cannot keep what it says (%s)", saved.path.name, error)
+
+
+def _adopt(session: Session, owner: str, saved: Saved) -> None:
     """Enter a stray, unless a job that is not at its end made it: that one's worker is about to say so itself."""
     manifest = saved.manifest
     job = session.get(Job, manifest.job_id) if manifest.job_id is not None else None
-    if job is not None and (job.state not in FINAL or job.owner != owner):
-        return False
-    return catalog.adopt_checkpoint(session, _row_of(saved, owner, job))
+    if job is None or (job.state in FINAL and job.owner == owner):
+        catalog.adopt_checkpoint(session, _row_of(saved, owner, job))
 
 
 def _row_of(saved: Saved, owner: str, job: Job | None) -> Checkpoint:

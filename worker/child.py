@@ -22,7 +22,15 @@ from typing import TYPE_CHECKING, Any
 from core.checkpointing import CheckpointStore, load_checkpoint
 from core.config import TrainingConfig, parse
 from core.disk import nothing
-from core.errors import DiskFull, RatchetError, StorageError
+from core.errors import (
+    CheckpointCorrupt,
+    CheckpointError,
+    CheckpointNotFound,
+    DiskFull,
+    RankLost,
+    RatchetError,
+    StorageError,
+)
 from core.events import Event, Resumed, to_json
 from core.failpoints import failpoint
 from core.processes import exit_with_parent
@@ -41,6 +49,14 @@ PULSE = "pulse"
 PULSE_SECONDS = 1.0
 
 Said = tuple[str, dict[str, Any]]
+
+
+class Unopened(RatchetError):
+    """The checkpoint to begin from was whole a moment ago, or there is an earlier one: the next attempt will see."""
+
+    def __init__(self, reason: CheckpointError, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class Pipe:
@@ -106,9 +122,12 @@ def attempt(assignment: Assignment, pipe: Pipe, stop: StopSign) -> Said:
         failpoint("child.finished")
     except DiskFull as error:
         return "halt", {"code": error.code, "message": error.message}
+    except Unopened as error:
+        return "failure", {"code": error.reason.code, "message": error.message, "final": False}
     except RatchetError as error:
-        # A disk may be at fault for a moment; what else a user can cause stays as it is.
-        return "failure", {"code": error.code, "message": error.message, "final": not isinstance(error, StorageError)}
+        # A disk may be at fault for a moment, and a rank can be had again; what else a user can cause stays as it is.
+        may_pass = isinstance(error, StorageError | RankLost)
+        return "failure", {"code": error.code, "message": error.message, "final": not may_pass}
     except Exception as error:  # The edge of the process: the worker's log gets the traceback, the job a sentence.
         traceback.print_exc()
         return "failure", _unexpected(error)
@@ -143,7 +162,7 @@ def train(assignment: Assignment, pipe: Pipe | None, is_stopped: Callable[[], bo
     pulse = pipe.pulse if pipe else nothing
     failpoint("child.begun")
     # All ranks have read it before the first one may retire it.
-    resume = load_checkpoint(assignment.resume, meanwhile=pulse) if assignment.resume else None
+    resume = _opened(Path(assignment.resume), pulse) if assignment.resume else None
     config = parse(TrainingConfig, assignment.config)
     pulse()
     source = SourceFolder(Path(assignment.sources)).read(config.source)
@@ -153,6 +172,15 @@ def train(assignment: Assignment, pipe: Pipe | None, is_stopped: Callable[[], bo
     line = assignment.to_line()
     with together(config.num_processes, config.device, another, environment, said=line) as ranks:
         return _run(assignment, config, source, resume, ranks, pipe, is_stopped)
+
+
+def _opened(path: Path, pulse: Callable[[], None]) -> CheckpointContent:
+    try:
+        return load_checkpoint(path, meanwhile=pulse)
+    except CheckpointNotFound as error:
+        raise Unopened(error, f"the folder of checkpoint '{path.name}' is gone from the disk") from None
+    except CheckpointCorrupt as error:
+        raise Unopened(error, error.message) from None
 
 
 def _run(
@@ -166,6 +194,7 @@ def _run(
 ) -> str:
     from core.assembly import assemble
     from core.saving import RunIdentity
+    from core.state import let_go
 
     def should_stop() -> bool:
         if pipe:
@@ -186,6 +215,8 @@ def _run(
         ranks=ranks,
         meanwhile=pipe.pulse if pipe else nothing,
     )
+    if resume:
+        let_go(resume)
     if pipe and (resume or assignment.has_begun):
         pipe.emit(Resumed(assignment.attempt, trainer.run.step, resume["name"] if resume else None))
     return trainer.train()

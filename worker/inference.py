@@ -70,7 +70,8 @@ class Models:
         self.store = CheckpointStore(settings.checkpoints)
         self._loaded: OrderedDict[tuple[str, str], tuple[LanguageModel, Tokenizer]] = OrderedDict()
         self._lock = threading.Lock()
-        # One model more in memory is enough; those that are asked go on meanwhile.
+        # One model more in memory is enough for each; those that are asked go on meanwhile.
+        self._adopting = threading.Lock()
         self._exporting = threading.Lock()
 
     def get(self, ask: Ask) -> tuple[LanguageModel, Tokenizer]:
@@ -96,7 +97,7 @@ class Models:
         """Make a checkpoint of our own out of a legacy file, once."""
         from core.opening import adopt_legacy
 
-        with self._lock:
+        with self._adopting:
             adopt_legacy(self._path(wanted.name), self.store, self.settings.models)
         return {"name": Path(wanted.name).stem}
 

@@ -74,6 +74,7 @@ class WorkerLoop:
         self.spare = Spare(settings.warm_child)
         self.slots = make_slots(settings.capacity, find_gpus() if gpus is None else gpus)
         self.inference = InferenceProcess(settings) if settings.inference else None
+        self._put_back: set[str] = set()
         self._beaten = self._scanned = self._thin_at = self._swept = self._claimed = -float("inf")
         self._filled = self._claim_after = -float("inf")
         self._woken = threading.Event()
@@ -264,9 +265,13 @@ class WorkerLoop:
     def sweep(self) -> None:
         """Remove what killed processes left of checkpoints that are gone; a disk that refuses is asked again later."""
         try:
-            sweep(self.db, self.store)
+            put_back = sweep(self.db, self.store)
         except OSError as error:
             log.warning("checkpoints that are gone stay on the disk for now: %s", error)
+            return
+        for name in sorted(put_back - self._put_back):
+            log.warning("checkpoint %s was removed, and its folder is there again; it is left alone", name)
+        self._put_back = put_back
 
     def register(self) -> None:
         """Put this worker on the list."""

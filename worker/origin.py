@@ -12,15 +12,17 @@ from typing import Any
 
 from core.checkpointing import CheckpointStore, first_whole, verify
 from core.disk import Meanwhile
-from core.errors import CheckpointCorrupt, CheckpointNotFound
+from core.errors import CheckpointCorrupt, CheckpointNotFound, RatchetError, StorageError
 from core.manifest import Checkpoint, read_manifest
 from core.resume_rules import ResumeMode
 from jobs import shelf
-from jobs.catalog import checkpoint_ids, earlier_of_run
+from jobs.catalog import checkpoint_ids, checkpoints_of, earlier_of_run
 from jobs.database import Database
+from jobs.errors import RunUnreadable
+from jobs.removal import discard
 from jobs.tables import Checkpoint as Row
 from jobs.tables import Job
-from worker.removal import discard
+from worker.removal import may_be_ours, remove_set_aside
 from worker.tenure import Tenure
 
 
@@ -35,27 +37,35 @@ class Origin:
 def find_origin(db: Database, store: CheckpointStore, tenure: Tenure) -> Origin:
     """Find out how far the job has come, by what is on the disk: a worker may have died before it could say so.
 
+    A run that has checkpoints is not begun anew because none of them can be read.
+
     Raises:
-        CheckpointNotFound, CheckpointCorrupt: the job resumes one that cannot be read, and none before it can be.
+        RunUnreadable: the job has checkpoints of its own, and none can be read.
+        CheckpointCorrupt: the job resumes one that cannot be read, and none before it can be.
+        CheckpointNotFound: the ledger does not know the one that it resumes.
+        StorageError: the disk does not give what is needed now, and another attempt will ask it again.
         LeaseLost, LedgerUnavailable: see `Tenure`.
     """
     job = tenure.job
     store.sweep(job.id)
     mine = _left_of(db, store, job)
-    own, broken = first_whole(mine, tenure.renew_if_due)
-    sound = mine[len(broken) :]
     with db.read() as session:
-        known = checkpoint_ids(session, job.id)
-    tenure.lost = known - {item.manifest.id for item in sound}
+        known, rows = checkpoint_ids(session, job.id), checkpoints_of(session, job.id)
+    own, broken = first_whole(mine, tenure.renew_if_due, _tolerable(tenure))
+    absent = _absent(store, tenure, rows, mine, beyond=own.step if own else -1)
+    _pass_over(tenure, absent | {item.manifest.id: error for item, error in zip(mine, broken, strict=False)})
     # A damaged one is not said: what is said last would be the job's newest.
-    for item in reversed(sound):
+    for item in reversed(mine[len(broken) :]):
         if item.manifest.id not in known:
             tenure.say("checkpoint", _said_of(item))
-    for error in broken:
-        tenure.say("warning", {"message": f"{error.message}; it is passed over"})
-    if own is not None or job.parent_checkpoint is None:
+    if own is not None:
         return Origin(own=own)
-    return Origin(parent=_resumed(db, store, tenure, job.parent_checkpoint))
+    if rows:
+        raise RunUnreadable(
+            "nothing of this run can be read at the checkpoints root: bring it back and resume, or resume from another "
+            "checkpoint"
+        )
+    return Origin(parent=_resumed(db, store, tenure, job.parent_checkpoint)) if job.parent_checkpoint else Origin()
 
 
 def say_what_was_published(db: Database, store: CheckpointStore, tenure: Tenure) -> None:
@@ -71,18 +81,60 @@ def say_what_was_published(db: Database, store: CheckpointStore, tenure: Tenure)
     mine = [item for item in store.of_job(job.id) if item.manifest.fence == job.fence]
     for item in reversed(mine):
         if item.manifest.id not in known:
-            with suppress(CheckpointCorrupt):
+            with suppress(CheckpointCorrupt, StorageError):
                 verify(item, tenure.renew_if_due)
                 tenure.say("checkpoint", _said_of(item))
 
 
 def _left_of(db: Database, store: CheckpointStore, job: Job) -> list[Checkpoint]:
-    """The job's checkpoints, the furthest first; the folders of those that were marked as gone are removed first."""
-    mine = store.of_job(job.id)
+    """The job's checkpoints, the furthest first, without those that were marked as gone.
+
+    Their folders are removed, unless that has been done before and somebody has put them back.
+    """
+    mine = [item for item in store.of_job(job.id) if may_be_ours(item.path.name)]
     with db.read() as session:
         marked = shelf.removed_names(session, [item.path.name for item in mine])
-    discard(store, sorted(marked))
+        leaving = marked.intersection(shelf.leaving_names(session))
+    if leaving:
+        discard(db, store, sorted(leaving))
+        remove_set_aside(store)
     return [item for item in mine if item.path.name not in marked]
+
+
+def _absent(
+    store: CheckpointStore, tenure: Tenure, rows: list[Row], found: list[Checkpoint], beyond: int
+) -> dict[str, RatchetError]:
+    """What is wrong with those that the ledger lists and a look at the disk did not find, by their ids.
+
+    Raises:
+        StorageError: of one with more steps than `beyond`; see `_tolerable`.
+    """
+    there = {item.manifest.id for item in found}
+    faults: dict[str, RatchetError] = {}
+    for row in (row for row in rows if row.id not in there):
+        try:
+            _read(store, row)
+            raise StorageError(f"checkpoint '{row.name}' could not be read a moment ago")
+        except (CheckpointCorrupt, CheckpointNotFound, StorageError) as error:
+            if row.step > beyond and not isinstance(error, _tolerable(tenure)):
+                raise
+            faults[row.id] = error
+    return faults
+
+
+def _tolerable(tenure: Tenure) -> tuple[type[RatchetError], ...]:
+    """What makes a run go on from an earlier checkpoint: a disk that may be at fault for a moment only if it has been
+    asked for the last time."""
+    faults = (CheckpointCorrupt, CheckpointNotFound)
+    return faults if tenure.has_another else (*faults, StorageError)
+
+
+def _pass_over(tenure: Tenure, faults: dict[str, RatchetError]) -> None:
+    """Damage stays, and what has it may go one day; what is only not there may come back."""
+    tenure.lost = {ref for ref, error in faults.items() if isinstance(error, CheckpointCorrupt)}
+    tenure.missing = faults.keys() - tenure.lost
+    for error in faults.values():
+        tenure.say("warning", {"message": f"{error.message}; it is passed over"})
 
 
 def _resumed(db: Database, store: CheckpointStore, tenure: Tenure, checkpoint_id: str) -> Checkpoint:
@@ -92,11 +144,11 @@ def _resumed(db: Database, store: CheckpointStore, tenure: Tenure, checkpoint_id
         if parent is None:
             raise CheckpointNotFound(f"checkpoint '{checkpoint_id}', which this job resumes, is gone")
         rows = [parent, *earlier_of_run(session, parent)]
-    broken: list[CheckpointCorrupt] = []
+    broken: list[RatchetError] = []
     for row in rows:
         try:
             found = _verified(store, row, tenure.renew_if_due)
-        except CheckpointCorrupt as error:
+        except _tolerable(tenure) as error:
             broken.append(error)
             continue
         if broken:
@@ -108,15 +160,21 @@ def _resumed(db: Database, store: CheckpointStore, tenure: Tenure, checkpoint_id
 def _verified(store: CheckpointStore, row: Row, meanwhile: Meanwhile) -> Checkpoint:
     if row.removed_at is not None:
         raise CheckpointCorrupt(f"checkpoint '{row.name}' was removed")
-    try:
-        found = read_manifest(store.root / row.path)
-    except CheckpointNotFound:
-        raise CheckpointCorrupt(f"the folder of checkpoint '{row.name}' is gone from the disk") from None
+    found = _read(store, row)
     verify(found, meanwhile)
     return found
 
 
-def _start_instead(tenure: Tenure, row: Row, error: CheckpointCorrupt) -> None:
+def _read(store: CheckpointStore, row: Row) -> Checkpoint:
+    try:
+        return read_manifest(store.root / row.path)
+    except CheckpointNotFound:
+        if not store.root.is_dir():
+            raise StorageError("the checkpoints root is not there") from None
+        raise CheckpointNotFound(f"the folder of checkpoint '{row.name}' is gone from the disk") from None
+
+
+def _start_instead(tenure: Tenure, row: Row, error: RatchetError) -> None:
     """Put right where the job starts, and say so, before its process is told."""
     job = tenure.job
     instead = f"the run goes on from '{row.name}' at step {row.step} instead"

@@ -15,13 +15,14 @@ from dataclasses import dataclass, field
 from sqlmodel import Session
 
 from core.checkpointing import CheckpointStore
-from core.errors import RatchetError
+from core.errors import RatchetError, StorageError
 from core.failpoints import failpoint
 from jobs import lease
 from jobs.database import Database
-from jobs.errors import LeaseLost, LedgerUnavailable
+from jobs.errors import LeaseLost, LedgerUnavailable, RunUnreadable
 from jobs.lease import Failed, Halted, Stopped, Succeeded
 from jobs.queue import MAX_RETRY_SECONDS
+from jobs.removal import discard
 from jobs.tables import Job
 from worker.assignment import assign
 from worker.causes import OutOfMemoryKills, cause_of
@@ -29,7 +30,7 @@ from worker.child import Said
 from worker.guard import Guard
 from worker.origin import find_origin, say_what_was_published
 from worker.process import ChildProcess
-from worker.removal import discard
+from worker.removal import remove_set_aside
 from worker.settings import WorkerSettings
 from worker.stacks import readable
 from worker.tenure import Tenure
@@ -121,13 +122,22 @@ class Supervisor:
     def _refuse(self, error: RatchetError | OSError) -> None:
         """The job cannot even be started, and the worker goes on to the next one; a fault of the machine may pass."""
         log.warning("job %s could not be started: %s", self.job.id, error)
-        with suppress(LeaseLost, LedgerUnavailable), self.db.write() as session:
-            if isinstance(error, RatchetError):
-                lease.finish(session, self.job.id, self.job.fence, Failed(error.code, error.message))
-            else:
-                # A path of this machine is not the job's to tell.
-                said = f"The run could not be started: {error.strerror or type(error).__name__}."
-                self._retry(session, Failed("storage_error" if error.filename else "start_failed", said))
+        with suppress(LeaseLost):
+            self._tenure.conclude(lambda session: self._end_unbegun(session, error))
+            self._discard_superseded()
+
+    def _end_unbegun(self, session: Session, error: RatchetError | OSError) -> Job:
+        job_id, fence = self.job.id, self.job.fence
+        match error:
+            case RunUnreadable():
+                return lease.finish(session, job_id, fence, Halted(error.code, error.message))
+            case StorageError():
+                return self._retry(session, Failed(error.code, error.message))
+            case RatchetError():
+                return lease.finish(session, job_id, fence, Failed(error.code, error.message))
+        # A path of this machine is not the job's to tell.
+        said = f"The run could not be started: {error.strerror or type(error).__name__}."
+        return self._retry(session, Failed("storage_error" if error.filename else "start_failed", said))
 
     def _hear(self, child: ChildProcess) -> None:
         """Read what the child says and write it to the ledger."""
@@ -142,7 +152,9 @@ class Supervisor:
     def _discard_superseded(self) -> None:
         """Remove the folders of what newer checkpoints have superseded, now that the ledger says so."""
         names, self._tenure.superseded = self._tenure.superseded, []
-        discard(self._store, names)
+        if names:
+            discard(self.db, self._store, names)
+            remove_set_aside(self._store)
 
     def _say_what_was_published(self) -> None:
         """A checkpoint that the run did not come to say counts all the same."""

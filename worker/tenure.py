@@ -42,7 +42,9 @@ class Tenure:
     settings: WorkerSettings
     pending: list[feed.Said] = field(default_factory=list)
     lost: set[str] = field(default_factory=set)
-    """Ids of the job's checkpoints that were damaged or gone when this attempt began."""
+    """Ids of the job's checkpoints that were damaged when this attempt began."""
+    missing: set[str] = field(default_factory=set)
+    """Ids of those that were not there then, or could not be read."""
     superseded: list[str] = field(default_factory=list)
     """Names of checkpoints that the ledger has marked as gone, and whose folders are to follow."""
     _position: int = field(init=False)
@@ -53,6 +55,12 @@ class Tenure:
 
     def __post_init__(self) -> None:
         self._position = self.job.last_seq
+
+    @property
+    def has_another(self) -> bool:
+        """Whether an attempt that fails without a new checkpoint is followed by another one; see `jobs.lease.retry`."""
+        job, settings = self.job, self.settings
+        return job.attempt < settings.max_attempts and job.failures_in_a_row + 1 < settings.max_failures_in_a_row
 
     def give_up(self) -> None:
         """Write nothing more: the run is ended because nobody knows any more whether it is ours."""
@@ -167,7 +175,7 @@ class Tenure:
             return []
         # A job of an earlier release was taken in with the word that nothing would remove its checkpoints.
         keep = self.job.config.get("keep_checkpoints", 0)
-        return shelf.retire_superseded(session, self.job.id, self.job.fence, keep, self.lost)
+        return shelf.retire_superseded(session, self.job.id, self.job.fence, keep, self.lost, self.missing)
 
     def _settle_doubt(self, session: Session) -> None:
         """Drop what the last transaction wrote, if it landed although its answer did not come."""

@@ -5,6 +5,7 @@ Shapes: B batch, T time, V vocabulary.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,10 @@ class GPT2Wrapper(LanguageModel):
         """Write `adapter_config.json`, or the model's `config.json`."""
         if self.use_lora:
             self.network.peft_config["default"].save_pretrained(folder)
+            path = folder / "adapter_config.json"
+            said = json.loads(path.read_text())
+            # peft keeps them in a set, whose order is another one in every process.
+            path.write_text(json.dumps({**said, "target_modules": sorted(said["target_modules"])}, indent=2))
         else:
             self.network.config.save_pretrained(folder)
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from core.errors import CheckpointCorrupt
+from core.errors import CheckpointCorrupt, StorageError
 from core.events import finite
 from jobs import catalog
 from jobs.catalog import Order
@@ -45,7 +45,7 @@ def get_checkpoint(ref: str, shelf: Checkpoints, ledger: Ledger, owner: Owner) -
     row = shelf.find(owner, ref)
     try:
         manifest = finite(shelf.manifest(row).model_dump())
-    except CheckpointCorrupt:
+    except (CheckpointCorrupt, StorageError):
         manifest = None
     with ledger.read() as session:
         lineage = [LinkOut.of(link) for link in trace(session, row)]

@@ -6,13 +6,13 @@ import logging
 from collections.abc import AsyncGenerator
 from urllib.parse import quote
 
-import anyio
 from anyio import from_thread
 from fastapi import APIRouter, Depends, Request, Response
 from starlette.concurrency import run_in_threadpool
 from starlette.types import Receive, Scope, Send
 
 from core.errors import CheckpointCorrupt
+from service.admission import one_of
 from service.deps import Checkpoints, Owner, Settings, UntilAnswered
 from service.errors import TooManyStreams
 from service.settings import ServiceSettings
@@ -25,6 +25,10 @@ router = APIRouter(tags=["checkpoints"])
 
 MAX_DOWNLOADS = 8
 """At the same time: each has a dozen files open, and a thread now and then."""
+
+PIECE_BYTES = 64 << 10
+"""That leave at once. Before the next ones the connection gets rid of twice as many, for which a reader has as long as
+it takes to count as stalled: 5 KiB a second are enough."""
 
 
 class Download(Stream):
@@ -52,20 +56,16 @@ def _filename(name: str) -> str:
 
 
 async def _sent(tarball: Tarball) -> AsyncGenerator[bytes]:
-    """Read and hashed in another thread, piece by piece, as fast as the reader takes them."""
-    pieces = tarball.chunks()
-    while (piece := await run_in_threadpool(next, pieces, None)) is not None:
-        yield piece
+    """Read and hashed in another thread, chunk by chunk, as fast as the reader takes them."""
+    chunks = tarball.chunks()
+    while (chunk := await run_in_threadpool(next, chunks, None)) is not None:
+        for at in range(0, len(chunk), PIECE_BYTES):
+            yield chunk[at : at + PIECE_BYTES]
 
 
 async def _admitted(request: Request, until_answered: UntilAnswered) -> None:
-    downloads: anyio.Semaphore = request.app.state.downloads
-    try:
-        downloads.acquire_nowait()
-    except anyio.WouldBlock:
-        said = f"{MAX_DOWNLOADS} checkpoints are being downloaded, and no more are sent at the same time."
-        raise TooManyStreams(said) from None
-    until_answered.callback(downloads.release)
+    said = f"{MAX_DOWNLOADS} checkpoints are being downloaded, and no more are sent at the same time."
+    until_answered.enter_context(one_of(request.app.state.downloads, TooManyStreams(said)))
 
 
 @router.get(

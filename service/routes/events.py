@@ -12,9 +12,10 @@ from jobs import feed
 from jobs.database import Database
 from jobs.tables import FINAL, Job, State
 from jobs.workers import list_workers
-from service.deps import LATEST, JobOrLatest, Ledger, Settings, Streams, UntilAnswered
+from service.deps import JobOrLatest, Ledger, Settings, Streams, UntilAnswered
 from service.errors import PositionInvalid
 from service.schemas import EventOut, Page, is_alive, iso_time
+from service.shelf import LATEST
 from service.sse import JobLog, Stream
 
 router = APIRouter(tags=["events"])

@@ -7,8 +7,10 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Depends, Query, Request, Response
 
 from jobs.curves import draw
+from service.admission import one_of
 from service.curves import CurveOut
-from service.deps import JobOrLatest, Ledger
+from service.deps import JobOrLatest, Ledger, UntilAnswered
+from service.errors import TooManyAtOnce
 
 router = APIRouter(tags=["jobs"])
 
@@ -17,6 +19,9 @@ Format = Literal["json", "csv"]
 _FORMATS: dict[str, Format] = {"application/json": "json", "text/csv": "csv"}
 
 MAX_POINTS = 20_000
+
+MAX_CURVES = 4
+"""Drawn at the same time: a log of a million events keeps a thread, and the interpreter, busy for seconds."""
 
 
 async def _wanted(
@@ -28,10 +33,16 @@ async def _wanted(
     return next((_FORMATS[kind] for kind in accepted if kind in _FORMATS), "json")
 
 
+async def _admitted(request: Request, until_answered: UntilAnswered) -> None:
+    said = f"{MAX_CURVES} curves are being drawn, and no more are at the same time."
+    until_answered.enter_context(one_of(request.app.state.curves, TooManyAtOnce(said)))
+
+
 @router.get(
     "/jobs/{job_id}/metrics",
     response_model=CurveOut,
     responses={200: {"content": {"text/csv": {"schema": {"type": "string"}}}}},
+    dependencies=[Depends(_admitted)],
 )
 def job_metrics(
     job: JobOrLatest,

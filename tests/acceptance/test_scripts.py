@@ -186,16 +186,27 @@ def test_ctrl_c_saves_at_the_next_step(folder: Path) -> None:
     assert checkpoints(folder)
 
 
-@pytest.mark.parametrize("num_processes", ["1", "2"])
-def test_a_script_killed_twice_and_resumed_by_hand_ends_as_if_never_killed(folder: Path, num_processes: str) -> None:
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {"NUM_PROCESSES": "1", "PRECISION": "bf16"},
+        {"NUM_PROCESSES": "2", "PRECISION": "bf16", "USE_LORA": "True"},
+        {"NUM_PROCESSES": "1", "PRECISION": "fp16", "MODEL_TYPE": "gpt2"},
+        {"NUM_PROCESSES": "2", "MODEL_TYPE": "gpt2", "USE_LORA": "True", "LORA_DROPOUT": "0.1"},
+    ],
+    ids=["from scratch", "adapters from scratch, two ranks", "gpt2", "adapters of gpt2, two ranks"],
+)
+def test_a_script_killed_twice_and_resumed_by_hand_ends_as_if_never_killed(
+    folder: Path, gpt2_of_the_source: Path, kind: dict[str, str]
+) -> None:
     run = {
+        **kind,
+        "BASE_MODEL": str(gpt2_of_the_source),
         "TEST_MODE": "1",
         "TRAINING_STEPS": "40",
         "CHECKPOINT_INTERVAL": "10",
         "DROPOUT": "0.1",
-        "PRECISION": "bf16",
         "GRADIENT_ACCUMULATION_STEPS": "2",
-        "NUM_PROCESSES": num_processes,
         "OMP_NUM_THREADS": "1",
         "MAX_NEW_TOKENS": "0",
     }
@@ -211,8 +222,11 @@ def test_a_script_killed_twice_and_resumed_by_hand_ends_as_if_never_killed(folde
     assert "📂 Going on from" in done.stdout
     assert "not bit-exact" not in done.stdout
     [undisturbed] = (folder / "undisturbed").glob("checkpoint_*step000040*")
-    for name in ("model.safetensors", "optimizer.safetensors"):
-        assert (checkpoints(folder)[-1] / name).read_bytes() == (undisturbed / name).read_bytes()
+    ended = checkpoints(folder)[-1]
+    names = {path.name for path in undisturbed.iterdir()} - {"manifest.json"}
+    assert {path.name for path in ended.iterdir()} - {"manifest.json"} == names >= {"optimizer.safetensors"}
+    for name in names:
+        assert (ended / name).read_bytes() == (undisturbed / name).read_bytes(), name
 
 
 def test_a_damaged_checkpoint_gives_way_to_the_one_before_it_and_says_so(folder: Path) -> None:

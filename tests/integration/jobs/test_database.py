@@ -256,8 +256,12 @@ def test_checkpoints_that_are_gone_cost_no_list_anything(db: Database) -> None:
         catalog.latest_checkpoint(session, job.id)
         shelf.known_names(session, ["c1"])
         shelf.removed_names(session, ["c1"])
-    _, page, latest, known, removed = plans(db, [said for said in heard if said.startswith("SELECT")])
+        shelf.leaving_names(session)
+        catalog.earlier_of_run(session, Checkpoint(id="c2", name="c2", path="c2", run="r", step=2, created_at=0.0))
+    _, page, latest, known, removed, leaving, earlier = plans(db, [said for said in heard if said.startswith("SELECT")])
     assert page == ["SEARCH checkpoint USING INDEX ix_checkpoint_newest (owner=? AND (created_at,id)<(?,?))"]
+    assert leaving == ["SCAN checkpoint USING INDEX ix_checkpoint_leaving"]
+    assert earlier[0] == "SEARCH checkpoint USING INDEX ix_checkpoint_run (run=? AND step<?)"
     assert latest[0] == "SEARCH checkpoint USING INDEX ix_checkpoint_job (job_id=? AND removed_at=?)"
     for plan in (known, removed):
         assert "(name=?)" in plan[0]

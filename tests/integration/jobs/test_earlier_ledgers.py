@@ -99,6 +99,18 @@ def test_an_earlier_ledger_loads_with_all_it_holds_and_works_on(made_by: Made, r
     works(ledger)
 
 
+def test_a_ledger_that_goes_back_forgets_what_is_gone(made_by: Made) -> None:
+    ledger = made_by("0002")
+    ledger.migrate()
+    works(ledger)
+    with ledger.writer.begin() as connection:
+        config = alembic()
+        config.attributes["connection"] = connection
+        command.downgrade(config, "0002")
+        assert connection.execute(text("SELECT count(*) FROM checkpoint")).scalar() == 0
+        assert connection.execute(text("SELECT count(*) FROM job")).scalar() == 4
+
+
 @pytest.mark.parametrize("site", ["migration.backed_up", "migration.committing"])
 @pytest.mark.parametrize("revision", EARLIER)
 def test_a_migration_that_is_killed_on_the_way_can_be_run_again(made_by: Made, revision: str, site: str) -> None:

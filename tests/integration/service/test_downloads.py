@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import io
 import os
+import socket
 import tarfile
 import threading
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -154,6 +156,22 @@ def test_a_reader_that_takes_nothing_is_let_go(run_service: RunService, large: C
         with httpx2.stream("GET", url, timeout=30) as answer:
             assert answer.status_code == 200
             until(lambda: open_files(large.path) == [])
+
+
+def test_a_reader_at_the_end_of_a_slow_link_is_not_taken_for_one_that_stalls(
+    run_service: RunService, large: Checkpoint
+) -> None:
+    with run_service(stalled_reader_seconds=1.0) as running, socket.socket() as wire:
+        host, port = running.url.removeprefix("http://").split(":")
+        wire.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 << 10)
+        wire.connect((host, int(port)))
+        wire.sendall(f"GET /checkpoints/{large.manifest.id}/download HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+        until(lambda: open_files(large.path) != [])
+        assert wire.recv(1024).startswith(b"HTTP/1.1 200")
+        for _ in range(25):
+            time.sleep(0.1)
+            wire.recv(48 << 10)
+            assert open_files(large.path)
 
 
 def test_the_event_loop_neither_reads_nor_hashes(

@@ -1,13 +1,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
+import anyio
 import httpx2
 import pytest
 from starlette.testclient import TestClient
 
+from service.inference import MAX_ERRANDS
+from service.settings import ServiceSettings
 from tests.integration.service.conftest import TOKEN, Enlist, Save
 
 DONE = {"name": "mine", "path": "mine", "size_bytes": 7, "kind": "model"}
@@ -68,6 +73,7 @@ def test_a_name_that_no_run_could_use_is_refused(client: TestClient, worker: Ans
         (409, "model_exists", (409, "model_exists")),
         (409, "checkpoint_corrupt", (409, "checkpoint_corrupt")),
         (507, "disk_full", (503, "disk_full")),
+        (507, "storage_error", (503, "storage_error")),
         (500, "boom", (502, "generation_failed")),
     ],
 )
@@ -90,3 +96,42 @@ def test_a_checkpoint_that_is_not_there_is_a_404(client: TestClient, worker: Ans
 def test_without_a_worker_nothing_is_exported(client: TestClient, save: Save) -> None:
     answer = client.post(f"/checkpoints/{save().manifest.id}/export")
     assert (answer.status_code, answer.json()["code"]) == (503, "worker_unavailable")
+
+
+@pytest.fixture
+def wakes_up(client: TestClient, enlist: Enlist) -> Iterator[threading.Event]:
+    """Until it is set, a worker's generation process answers nothing."""
+    enlist("w1", "http://worker")
+    awake = threading.Event()
+
+    async def answer(_: httpx2.Request) -> httpx2.Response:
+        while not awake.is_set():
+            await anyio.sleep(0.01)
+        return httpx2.Response(200, json=DONE)
+
+    client.app.state.inference._http = httpx2.AsyncClient(transport=httpx2.MockTransport(answer))  # type: ignore[attr-defined]
+    yield awake
+    awake.set()
+
+
+@pytest.mark.parametrize("asked", ["export", "conversion"])
+def test_those_who_wait_for_a_silent_worker_leave_room_for_all_others(
+    client: TestClient, settings: ServiceSettings, save: Save, wakes_up: threading.Event, asked: str
+) -> None:
+    path, method = f"/checkpoints/{save().manifest.id}/export", "POST"
+    if asked == "conversion":
+        (settings.checkpoints / "checkpoint_old.pt").write_bytes(b"legacy")
+        path, method = "/checkpoints/checkpoint_old", "GET"
+    num_threads = 42  # More than there are to answer with.
+    with ThreadPoolExecutor(num_threads + 1) as people:
+        waiting = [people.submit(client.request, method, path) for _ in range(num_threads)]
+        try:
+            looking = people.submit(client.get, "/jobs")
+            assert looking.result(timeout=10).status_code == 200
+            told = [each.result() for each in wait(waiting, timeout=5).done]
+        finally:
+            wakes_up.set()
+    assert {(answer.status_code, answer.json()["code"]) for answer in told} == {(429, "too_many_at_once")}
+    assert told[0].headers["retry-after"]
+    assert len(told) == num_threads - MAX_ERRANDS
+    assert client.request(method, path).status_code != 429, "there is room again"

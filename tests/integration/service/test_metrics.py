@@ -4,6 +4,7 @@ import csv
 from collections.abc import Callable
 from typing import Any
 
+import anyio
 import pytest
 from starlette.testclient import TestClient
 
@@ -121,7 +122,7 @@ def test_one_curve_over_a_run_and_what_it_went_on_from(
     assert client.delete(f"/jobs/{first.id}").status_code == 204
     curve = client.get(f"/jobs/{job.id}/metrics?lineage=true").json()
     assert curve["segments"] == parts[1:]
-    assert curve["missing"] == {"job": first.id, "checkpoint": saved.manifest.id, "before_step": 20}
+    assert curve["missing"] == {"job": first.id, "checkpoint": saved.manifest.id, "before_step": 20, "is_cut": False}
 
 
 def test_another_owners_curve_is_not_there(client: TestClient, job: Job, ledger: Database) -> None:
@@ -178,3 +179,14 @@ def test_a_paused_job_that_goes_on_otherwise_says_so_in_its_log(client: TestClie
     last = client.get(f"/jobs/{job.id}/events?format=json").json()["data"][-1]["data"]
     assert (last["state"], last["diff"]) == ("queued", resumed["diff"])
     assert [item["field"] for item in last["diff"]] == ["learning_rate"]
+
+
+def test_only_so_many_curves_are_drawn_at_the_same_time(client: TestClient, job: Job) -> None:
+    path = f"/jobs/{job.id}/metrics"
+    client.app.state.curves = anyio.Semaphore(1)  # type: ignore[attr-defined]  # the application's own
+    answers = [client.get(path + query) for query in ("", "?format=csv", "?points=0", "")]
+    assert [answer.status_code for answer in answers] == [200, 200, 422, 200]
+    client.app.state.curves = anyio.Semaphore(0)  # type: ignore[attr-defined]  # the application's own
+    answer = client.get(path)
+    assert (answer.status_code, answer.json()["code"]) == (429, "too_many_at_once")
+    assert answer.headers["retry-after"]

@@ -165,3 +165,20 @@ def test_a_service_whose_server_does_not_answer_still_ends_in_time(
         assert time.monotonic() - begun < 10
     started.end()
     proxy.close()
+
+
+def test_a_checkpoint_that_the_ledger_cannot_keep_spoils_no_list(client: TestClient, save: Save) -> None:
+    first, odd, last = sorted((save(), save(), save()), key=lambda saved: saved.path.name)
+    config = {**odd.manifest.config, "source": "tale\0.md"}
+    (odd.path / "manifest.json").write_text(odd.manifest.model_copy(update={"config": config}).to_json())
+    rows = client.get("/checkpoints").json()["data"]
+    assert {row["id"] for row in rows} == {first.manifest.id, last.manifest.id}
+
+
+def test_a_run_that_goes_on_from_an_earlier_checkpoint_than_asked_is_warned(client: TestClient, save: Save) -> None:
+    earlier, cut = save(step=5), save(step=9)
+    (cut.path / "model.safetensors").unlink()
+    heir = client.post("/jobs/latest/resume").json()
+    assert heir["parent"] == earlier.manifest.id
+    events = client.get(f"/jobs/{heir['id']}/events?format=json").json()["data"]
+    assert [(event["seq"], event["kind"]) for event in events] == [(1, "state"), (2, "warning")]

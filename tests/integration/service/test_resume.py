@@ -3,13 +3,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
 
+from core.errors import StorageError
 from core.fingerprints import of_small_files
-from core.manifest import Checkpoint, seal_of
+from core.manifest import Checkpoint, read_manifest, seal_of
 from core.sources import SourceFolder
 from jobs.lease import Stopped
 from jobs.tables import Job
@@ -60,6 +62,17 @@ def test_a_paused_job_makes_as_many_steps_as_before_unless_told(client: TestClie
     job = client.post(f"{paused()}/resume", json={"batch_size": 2, "metadata": {"b": "2"}}).json()
     assert (job["training_steps"], job["config"]["training_steps"], job["metadata"]) == (20, 20, {"b": "2"})
     assert job["diff"] == [{"field": "batch_size", "before": 4, "after": 2}]
+
+
+def test_a_paused_job_that_goes_on_unchanged_says_so_whatever_changed_before(
+    client: TestClient, paused: Callable[..., str]
+) -> None:
+    path = paused()
+    assert client.post(f"{path}/resume", json={"learning_rate": 0.1}).json()["diff"]
+    client.post(f"{path}/pause")
+    assert client.post(f"{path}/resume").json()["diff"] == []
+    said = client.get(f"{path}/events?format=json").json()["data"][-1]
+    assert (said["data"]["state"], said["data"]["diff"]) == ("queued", [])
 
 
 def test_a_job_paused_before_its_first_step_takes_other_settings_too(
@@ -275,6 +288,19 @@ def test_a_console_runs_checkpoint_finds_its_text_below_the_root(
         assert "source" not in {item["field"] for item in answer.json()["diff"]}
 
 
+def test_a_source_whose_name_is_too_long_is_refused_before_it_is_looked_for(
+    client: TestClient, save: Save, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = save()
+    config = {**saved.manifest.config, "source": "a/" * 1000}
+    (saved.path / "manifest.json").write_text(saved.manifest.model_copy(update={"config": config}).to_json())
+    looked_for: list[str] = []
+    monkeypatch.setattr(SourceFolder, "open", lambda _, name: looked_for.append(name))
+    answer = client.post(f"/jobs/{saved.manifest.id}/resume")
+    assert (answer.status_code, answer.json()["errors"][0]["field"]) == (422, "source")
+    assert looked_for == []
+
+
 def test_a_job_without_a_checkpoint_cannot_go_on(client: TestClient, submit: Callable[..., Job]) -> None:
     job = submit()
     client.post(f"/jobs/{job.id}/cancel")
@@ -375,6 +401,55 @@ def test_a_manifest_that_makes_no_sense_spoils_no_list(client: TestClient, save:
         said = {**json.loads(manifest.read_text()), **nonsense}
         manifest.write_text(json.dumps({**said, "seal": seal_of(said)}))
     assert [row["id"] for row in client.get("/checkpoints").json()["data"]] == [good.manifest.id]
+
+
+def test_a_folder_that_cannot_be_a_checkpoint_spoils_no_list(
+    client: TestClient, save: Save, settings: ServiceSettings
+) -> None:
+    good = save()
+    (settings.checkpoints / ("checkpoint_" + "x" * 240)).mkdir()
+    try:
+        (settings.checkpoints / "checkpoint_\udcff").mkdir()
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names alone")
+    assert [row["id"] for row in client.get("/checkpoints").json()["data"]] == [good.manifest.id]
+    assert client.post("/jobs/latest/resume").status_code == 201
+
+
+def test_a_checkpoint_that_the_ledger_cannot_keep_spoils_no_list(
+    client: TestClient, save: Save, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, vast, last = sorted((save(), save(), save()), key=lambda saved: saved.path.name)
+    monkeypatch.setattr("core.manifest.Manifest.size_bytes", property(lambda it: 2**63 * (it.id == vast.manifest.id)))
+    rows = client.get("/checkpoints").json()["data"]
+    assert {row["id"] for row in rows} == {first.manifest.id, last.manifest.id}
+    assert f"checkpoint {vast.manifest.name} is not listed" in caplog.text
+
+
+def test_a_checkpoint_that_the_disk_does_not_give_spoils_no_list(
+    client: TestClient, save: Save, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good, unread = save(), save()
+
+    def read(folder: Path) -> Checkpoint:
+        if folder.name == unread.path.name:
+            raise StorageError("Input/output error")
+        return read_manifest(folder)
+
+    monkeypatch.setattr("service.shelf.read_manifest", read)
+    assert [row["id"] for row in client.get("/checkpoints").json()["data"]] == [good.manifest.id]
+    monkeypatch.undo()
+    assert len(client.get("/checkpoints").json()["data"]) == 2
+    monkeypatch.setattr("service.shelf.read_manifest", read)
+    answer = client.get(f"/checkpoints/{unread.manifest.id}")
+    assert (answer.status_code, answer.json()["manifest"]) == (200, None)
+
+
+def test_all_who_look_at_once_for_what_only_the_disk_knows_find_it(client: TestClient, save: Save) -> None:
+    path = f"/checkpoints/{save().manifest.id}"
+    with ThreadPoolExecutor(20) as people:
+        answers = list(people.map(lambda _: client.get(path), range(20)))
+    assert {answer.status_code for answer in answers} == {200}
 
 
 def test_a_checkpoint_that_is_not_there_is_a_404(client: TestClient) -> None:

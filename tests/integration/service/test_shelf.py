@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,6 @@ from core.manifest import PINNED, Checkpoint
 from jobs import catalog, feed, shelf
 from jobs.database import Database
 from jobs.tables import Job
-from service.settings import ServiceSettings
 from tests.integration.service.conftest import Hand, Save
 
 Finished = Callable[..., tuple[Job, Checkpoint]]
@@ -108,10 +108,12 @@ def test_a_deleted_checkpoint_is_gone_everywhere_and_says_so(
 
 
 def test_a_folder_that_comes_back_does_not_bring_its_checkpoint_back(
-    client: TestClient, save: Save, settings: ServiceSettings
+    client: TestClient, save: Save, ledger: Database
 ) -> None:
     stray = save()
     client.delete(f"/checkpoints/{stray.manifest.id}")
+    with ledger.read() as session:
+        assert shelf.leaving_names(session) == [], "no worker has to finish it, nor will one remove what comes back"
     stray.path.mkdir()
     (stray.path / "manifest.json").write_text(stray.manifest.to_json())
     assert listed(client) == set()
@@ -126,6 +128,13 @@ def test_what_cannot_be_undone_wants_a_whole_id_or_name(client: TestClient, save
         answer = client.request("POST" if act == "pin" else "DELETE", path)
         assert code_of(answer) == (404, "checkpoint_not_found")
     assert listed(client) == {saved.manifest.id}
+
+
+def test_what_cannot_be_undone_tolerates_the_suffix_after_a_whole_name(client: TestClient, save: Save) -> None:
+    name = save().manifest.name
+    for method, path, status in (("POST", "/pin", 200), ("DELETE", "/pin", 200), ("DELETE", "", 204)):
+        assert client.request(method, f"/checkpoints/{name}.pt{path}").status_code == status
+    assert listed(client) == set()
 
 
 def test_what_an_unfinished_job_would_go_on_from_stays(
@@ -229,7 +238,51 @@ def test_a_checkpoint_that_does_not_look_whole_is_not_resumed_and_the_one_before
     assert code_of(answer) == (409, "checkpoint_corrupt")
     assert named in answer.json()["detail"]
     assert f"the newest before it that looks whole is {oldest.manifest.id} (step 5)" in answer.json()["detail"]
-    assert client.post(f"/jobs/{job.id}/resume").json()["parent"] == oldest.manifest.id
+    assert client.get("/checkpoints/latest").json()["id"] == oldest.manifest.id
+    for ref in (job.id, "latest"):
+        heir = client.post(f"/jobs/{ref}/resume").json()
+        assert heir["parent"] == oldest.manifest.id
+        assert f"goes on from {oldest.manifest.id} (step 5) instead" in warning_in(client, heir["id"])
+        assert newest.manifest.name in warning_in(client, heir["id"])
+
+
+def warning_in(client: TestClient, job_id: str) -> str:
+    """What the log of a job in line warns of; it is there for programs and for people, and the numbers have no gap."""
+    client.post(f"/jobs/{job_id}/cancel")
+    events = client.get(f"/jobs/{job_id}/events?format=json").json()["data"]
+    assert [(event["seq"], event["kind"]) for event in events[:2]] == [(1, "state"), (2, "warning")]
+    assert [event["seq"] for event in events] == list(range(1, len(events) + 1))
+    message: str = events[1]["data"]["message"]
+    assert events[0]["data"]["warning"] == message
+    assert message in client.get(f"/jobs/{job_id}/events?format=text").text
+    return message
+
+
+def test_a_run_that_goes_on_from_what_was_asked_for_is_not_warned(
+    client: TestClient, ended: tuple[Job, list[Checkpoint]]
+) -> None:
+    job, (*_, newest) = ended
+    for ref in (job.id, "latest", newest.manifest.id):
+        heir = client.post(f"/jobs/{ref}/resume").json()
+        assert heir["parent"] == newest.manifest.id
+        events = client.get(f"/jobs/{heir['id']}/events?format=json").json()["data"]
+        assert [event["kind"] for event in events] == ["state"]
+        assert "warning" not in events[0]["data"]
+
+
+def test_the_latest_is_the_newest_whose_folder_is_there(
+    client: TestClient, ended: tuple[Job, list[Checkpoint]]
+) -> None:
+    _, (oldest, middle, newest) = ended
+    shutil.rmtree(newest.path)
+    assert client.get("/checkpoints/latest").json()["id"] == middle.manifest.id
+    heir = client.post("/jobs/latest/resume").json()
+    assert heir["parent"] == middle.manifest.id
+    assert f"'{newest.manifest.name}' is gone" in warning_in(client, heir["id"])
+    for item in (oldest, middle):
+        shutil.rmtree(item.path)
+    assert client.get("/checkpoints/latest").json()["id"] == newest.manifest.id
+    assert code_of(client.post("/jobs/latest/resume")) == (409, "checkpoint_corrupt")
 
 
 def test_a_job_none_of_whose_checkpoints_looks_whole_says_what_is_wrong_with_the_newest(

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +11,16 @@ import httpx2
 import pytest
 import torch
 
+from core import opening
 from core.assembly import assemble
 from core.checkpointing import CheckpointStore, load_checkpoint
 from core.config import TrainingConfig, parse
 from core.sources import SourceText
 from tests.integration.worker.conftest import TEXT, TINY
 from tests.tiny_models import make_gpt2_folder
+from worker.inference import Models
 from worker.inference_process import InferenceProcess
+from worker.inference_requests import Adopt, Ask
 from worker.settings import WorkerSettings
 
 
@@ -112,6 +117,30 @@ def test_a_legacy_file_becomes_a_checkpoint_once(process: InferenceProcess, ask:
     assert adopted.manifest.step == 10
     assert load_checkpoint(adopted.path)["rng"] is None
     assert lines(ask(checkpoint=legacy))[-1] == {"done": True}
+
+
+def test_models_answer_while_a_legacy_file_is_looked_through(
+    root: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = Models(WorkerSettings(data=root, models=root / "models"))
+    begun, may_end = threading.Event(), threading.Event()
+
+    def adopt_slowly(*_: Any) -> None:
+        begun.set()
+        may_end.wait(60)
+
+    monkeypatch.setattr(opening, "adopt_legacy", adopt_slowly)
+    (root / "checkpoints" / "checkpoint_slow.pt").touch()
+    with ThreadPoolExecutor() as threads:
+        adopting = threads.submit(models.adopt, Adopt(name="checkpoint_slow.pt"))
+        assert begun.wait(60)
+        try:
+            asking = threads.submit(models.get, Ask(checkpoint=name, prompts=["Q"]))
+            assert asking.result(timeout=30)
+            assert not adopting.done()
+        finally:
+            may_end.set()
+        assert adopting.result(timeout=30) == {"name": "checkpoint_slow"}
 
 
 @pytest.mark.parametrize(

@@ -107,6 +107,20 @@ def test_a_tar_that_holds_anything_but_a_checkpoints_files_is_refused(
     assert not (mine.parent / "outside").exists()
 
 
+@pytest.mark.parametrize("name", ["sitecustomize.py", "PINNED", "optimizer.safetensors"])
+def test_a_file_that_the_manifest_does_not_list_is_refused(saved: Checkpoint, mine: Path, name: str) -> None:
+    with pytest.raises(ClientError, match=f"lists no file '{name}'"):
+        unpack(pieces_of(tar_of(saved.path, evil(f"{saved.path.name}/{name}"))), saved.path.name, mine)
+    assert list(mine.iterdir()) == []
+
+
+def test_a_checkpoint_under_anothers_name_is_refused(saved: Checkpoint, mine: Path) -> None:
+    other = saved.path.rename(saved.path.with_name("checkpoint_other"))
+    with pytest.raises(ClientError, match=f"'checkpoint_other', and its manifest says '{saved.manifest.name}'"):
+        unpack(pieces_of(tar_of(other)), other.name, mine)
+    assert list(mine.iterdir()) == []
+
+
 def test_what_is_no_tar_at_all_is_said(mine: Path) -> None:
     with pytest.raises(ClientError, match="is not the checkpoint"):
         unpack(iter([b"<html>" * 1000]), "checkpoint_x", mine)
@@ -165,3 +179,20 @@ def test_the_command_prints_where_the_checkpoint_is(
     with pytest.raises(SystemExit) as left:
         main(["download", "job_1", "--to", str(mine)])
     assert (left.value.code, capsys.readouterr().out) == (0, f"{mine / saved.path.name}\n")
+
+
+@pytest.mark.parametrize(("size_bytes", "least", "most"), [(0, 60, 600), (100 * 10**9, 2000, 7200)])
+def test_the_first_byte_is_waited_for_as_long_as_the_service_may_hash(
+    saved: Checkpoint, mine: Path, size_bytes: int, least: float, most: float
+) -> None:
+    waits: list[float] = []
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        if request.url.path.endswith("/download"):
+            waits.append(request.extensions["timeout"]["read"])
+            return httpx2.Response(200, content=tar_of(saved.path))
+        return httpx2.Response(200, json={"id": "c", "name": saved.path.name, "size_bytes": size_bytes})
+
+    with Ratchet("http://127.0.0.1:1", "", transport=httpx2.MockTransport(answer)) as api:
+        api.download("c", mine)
+    assert least < waits[0] < most

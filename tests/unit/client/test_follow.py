@@ -5,7 +5,7 @@ import io
 from rich.console import Console
 
 from client.events import Event
-from client.follow import LiveView, PlainView, view_for
+from client.follow import LiveView, PlainView, announce_rest, view_for
 from tests.unit.client.conftest import JOB
 
 
@@ -57,3 +57,22 @@ def test_a_loss_that_is_no_number_and_an_unknown_pace_do_not_stop_the_bar() -> N
         view.show(Event(1, "started", {"start_step": 0, "end_step": 2}))
         view.show(Event(2, "step", {"step": 1, "loss": None, "tokens_per_second": None}))
     assert "1/2  loss –  val –  – tok/s  – left" in screen.getvalue()
+
+
+FULL = {"code": "disk_full", "message": "Nothing is left on the disk."}
+
+
+def test_the_bar_says_why_a_job_stops_by_itself() -> None:
+    console, screen = terminal()
+    view = LiveView(console, JOB)
+    with view.open():
+        view.show(Event(1, "state", {"state": "paused", "attempt": 1, "error": FULL}))
+    assert "Nothing is left on the disk." in screen.getvalue()
+    assert "paused" in screen.getvalue()
+
+
+def test_the_last_line_of_a_paused_job_says_why_and_how_it_goes_on() -> None:
+    for error, reason in ((FULL, " (Nothing is left on the disk.)"), (None, "")):
+        console, screen = terminal()
+        announce_rest(console, {**JOB, "state": "paused", "step": 7, "error": error})
+        assert f"is paused at step 7{reason}; go on with: " in screen.getvalue()

@@ -275,14 +275,17 @@ def test_a_copy_under_another_name_counts_for_nothing(store: CheckpointStore) ->
 
 
 def test_what_nobody_has_written_to_for_a_day_is_swept_and_a_save_under_way_is_not(store: CheckpointStore) -> None:
-    abandoned, under_way = store.root / "tmp-run_a-1", store.root / "tmp-run_b-2"
-    for folder in (abandoned, under_way):
+    abandoned, under_way, anothers = (
+        store.root / name for name in ("tmp-run_a-0123456789", "tmp-run_b-0123456789", "tmp-mythesis")
+    )
+    for folder in (abandoned, under_way, anothers):
         folder.mkdir(parents=True)
         (folder / "model.safetensors").touch()
         os.utime(folder, (0, 0))
-    os.utime(abandoned / "model.safetensors", (0, 0))
+    for folder in (abandoned, anothers):
+        os.utime(folder / "model.safetensors", (0, 0))
     store.sweep_abandoned()
-    assert list(store.root.iterdir()) == [under_way]
+    assert set(store.root.iterdir()) == {under_way, anothers}
 
 
 def test_a_damaged_checkpoint_is_never_loaded(run: Any, config: Any, store: CheckpointStore) -> None:

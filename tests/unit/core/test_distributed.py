@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from core.config import tokens_per_step
-from core.distributed import ALONE, Ranks, together
-from core.errors import ConfigError
+from core.distributed import ALONE, Ranks, join, together
+from core.errors import ConfigError, DeviceUnavailable, RankLost
 
 RANK = """
 import json, sys, torch
@@ -72,6 +72,25 @@ def test_a_rank_that_dies_ends_the_others_at_once(rank_program: Path) -> None:
     assert done.returncode == 1
     assert time.monotonic() - began < 30
     assert done.stdout == ""
+    assert "RankLost: another process of this run is gone" in done.stderr
+
+
+def test_a_rank_that_dies_before_it_joins_is_not_waited_for() -> None:
+    began = time.monotonic()
+    with pytest.raises(RankLost, match=r"process 1 of this run ended \(status 1\)"), together(2, "cpu", ["false"], {}):
+        pass
+    assert time.monotonic() - began < 10
+
+
+def test_ranks_without_a_gpu_each_are_refused_before_any_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("core.distributed.select_device", lambda _: "cuda")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    with pytest.raises(DeviceUnavailable, match="a GPU of its own, and 1 can be seen"), together(2, "auto", ["x"], {}):
+        pass
+
+
+def test_a_scheduler_that_names_a_world_and_no_rank_has_made_no_ranks() -> None:
+    assert join("cpu", {"WORLD_SIZE": "4"}) == ALONE
 
 
 def test_ranks_that_this_machine_has_no_cores_for_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,9 +9,9 @@ import torch
 
 from core.checkpointing import CheckpointStore, load_checkpoint
 from core.errors import CheckpointMismatch
+from core.moments import optimizer_state
 from core.resume_rules import ResumeMode
 from core.sources import SourceText
-from core.state import optimizer_state
 from tests.unit.core.conftest import KINDS
 
 

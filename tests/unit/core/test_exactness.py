@@ -116,6 +116,22 @@ def test_adapters_do_not_go_on_on_a_base_that_changed_and_what_changed_is_named(
     assert [item.field for item in refusal.value.differences] == [what]
 
 
+def test_adapters_are_of_the_base_that_was_read_whatever_lies_there_when_they_are_saved(
+    run: Any, config: Any, store: CheckpointStore, gpt2_folder: Path, tmp_path: Path
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(gpt2_folder, base)
+    settings = config("gpt2_lora", base_model=str(base))
+    told = run(settings, store=store)
+    weights = bytearray((base / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (tmp_path / "other").write_bytes(weights)
+    (tmp_path / "other").rename(base / "model.safetensors")
+    told.trainer.train()
+    with pytest.raises(CheckpointMismatch, match="its weights changed"):
+        run(settings, resume=load_checkpoint(next(iter(store)).path))
+
+
 def test_adapters_go_on_on_a_base_whose_notes_changed(run: Any, adapted: Any) -> None:
     settings, content = adapted
     _edit_json(Path(settings.base_model) / "tokenizer_config.json", note="read by nobody")

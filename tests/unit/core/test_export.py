@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 
 from core import disk
 from core.checkpointing import CheckpointStore
-from core.errors import CheckpointCorrupt, DiskFull, ExportUnsupported, ModelExists
+from core.errors import CheckpointCorrupt, CheckpointMismatch, DiskFull, ExportUnsupported, ModelExists
 from core.export import export
 from core.opening import load_base, open_for_generation
 from tests.unit.core.conftest import KINDS
@@ -179,3 +180,37 @@ def test_a_damaged_checkpoint_is_not_exported(trained: Any, models: Path) -> Non
     with pytest.raises(CheckpointCorrupt, match=r"model\.safetensors is not what was saved"):
         export(checkpoint, models)
     assert not models.exists()
+
+
+def test_adapters_are_not_merged_into_a_base_whose_weights_changed(
+    run: Any, config: Any, store: CheckpointStore, gpt2_folder: Path, models: Path
+) -> None:
+    base = shutil.copytree(gpt2_folder, models / "base")
+    run(config("gpt2_lora", base_model=str(base)), store=store).trainer.train()
+    checkpoint = next(iter(store)).path
+    export(checkpoint, models, "true", merge=True)
+    content = bytearray((base / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (base / "model.safetensors").write_bytes(content)
+    with pytest.raises(CheckpointMismatch, match="were trained on: its weights changed"):
+        export(checkpoint, models, "false", merge=True)
+    assert sorted(path.name for path in models.iterdir()) == ["base", "true"]
+
+
+def test_a_tokenizer_with_several_chat_templates_is_saved_and_exported_in_plain_files(
+    run: Any, config: Any, store: CheckpointStore, gpt2_folder: Path, models: Path
+) -> None:
+    from transformers import AutoTokenizer
+
+    base = shutil.copytree(gpt2_folder, models / "base")
+    said = json.loads((base / "tokenizer_config.json").read_text())
+    templates = {"default": "{{ messages }}", "tool_use": "{{ tools }}"}
+    said["chat_template"] = [{"name": name, "template": text} for name, text in templates.items()]
+    (base / "tokenizer_config.json").write_text(json.dumps(said))
+    for kind in ("gpt2", "gpt2_lora"):
+        run(config(kind, base_model=str(base)), store=store).trainer.train()
+        checkpoint = next(iter(store)).path
+        done = export(checkpoint, models, kind)
+        for folder in (checkpoint, models / done.path):
+            assert all(path.is_file() for path in folder.iterdir())
+            assert AutoTokenizer.from_pretrained(folder).chat_template == templates

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import time
 import zipfile
 from collections.abc import Callable
 from contextlib import suppress
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from core.checkpointing import CheckpointStore, load_checkpoint
 from core.config import config_to_dict, load_config_from_checkpoint
-from core.errors import CheckpointCorrupt, CheckpointError, CheckpointMismatch, CheckpointUnsafe
+from core.errors import CheckpointCorrupt, CheckpointError, CheckpointMismatch, CheckpointUnsafe, ConfigError
 from core.generation import Completion, Sampling
 from core.opening import adopt_legacy, load_for_generation, open_for_generation
 from training import Console
@@ -87,16 +88,36 @@ def test_an_alphabet_is_understood_however_the_script_kept_it(legacy_file: Path,
     assert tokenizer.decode(tokenizer.encode("QUESTION")) == "QUESTION"
 
 
-@pytest.mark.parametrize("state", ["text", {"a": 1}, {"state": {0: {"exp_avg": 1}}, "param_groups": []}, "shapes"])
+MISFITS: dict[str, Callable[[dict[str, Any]], object]] = {
+    "text": lambda _: "text",
+    "something else": lambda _: {"a": 1},
+    "no groups": lambda saved: {"state": {0: {"exp_avg": 1}}, "param_groups": []},
+    "shapes": lambda saved: saved["state"][0].update(exp_avg=torch.zeros(3, 3, 3)),
+    "a moment that is a number": lambda saved: saved["state"][0].update(exp_avg=1),
+    "whole numbers": lambda saved: saved["state"][0].update(
+        exp_avg=torch.zeros(saved["state"][0]["exp_avg"].shape, dtype=torch.int64)
+    ),
+    "a list of steps": lambda saved: saved["state"][0].update(step=[1]),
+    "a moment too many": lambda saved: saved["state"][0].update(extra=torch.zeros(1)),
+    "a moment too few": lambda saved: saved["state"][0].pop("exp_avg_sq"),
+    "a parameter too many": lambda saved: saved["state"].update({99: saved["state"][0]}),
+    "a parameter's name": lambda saved: saved["state"].update(a=saved["state"][0]),
+    "a list for moments": lambda saved: saved["state"].update({0: [1]}),
+    "other parameters": lambda saved: saved["param_groups"][0].update(params=[0]),
+    "tensors among settings": lambda saved: saved["param_groups"][0].update(lr=[torch.zeros(2)]),
+    "deep settings": lambda saved: saved["param_groups"][0].update(lr=[[1]]),
+    "a group that is none": lambda saved: saved.update(param_groups=[1]),
+}
+
+
+@pytest.mark.parametrize("misfit", list(MISFITS))
 def test_an_optimizer_state_that_does_not_fit_is_one_sentence(
-    run: Any, config: Any, legacy_file: Path, state: Any
+    run: Any, config: Any, legacy_file: Path, misfit: str
 ) -> None:
     said = torch.load(legacy_file, weights_only=True)
-    if state == "shapes":
-        for moments in said["optimizer_state_dict"]["state"].values():
-            moments["exp_avg"] = torch.zeros(3, 3, 3)
-    else:
-        said["optimizer_state_dict"] = state
+    given = MISFITS[misfit](said["optimizer_state_dict"])
+    if isinstance(given, str) or (isinstance(given, dict) and misfit in ("something else", "no groups")):
+        said["optimizer_state_dict"] = given
     torch.save(said, legacy_file)
     with pytest.raises(CheckpointMismatch, match="optimizer state does not fit"):
         run(config(), resume=load_checkpoint(legacy_file))
@@ -205,6 +226,91 @@ def test_a_tensor_that_is_not_all_there_is_refused(legacy_file: Path, where: str
         said[where]["state"][0]["exp_avg"] = bomb
     torch.save(said, legacy_file)
     with pytest.raises((CheckpointUnsafe, CheckpointCorrupt)):
+        load_checkpoint(legacy_file)
+
+
+HIDING: dict[str, Callable[[torch.Tensor], Any]] = {
+    "a list": lambda bomb: [bomb],
+    "a pair": lambda bomb: (1, bomb),
+    "lists in lists": lambda bomb: [[[[[[[{"a": (bomb,)}]]]]]]],
+}
+
+
+@pytest.mark.parametrize("hiding", list(HIDING))
+@pytest.mark.parametrize("where", ["optimizer", "beside"])
+def test_a_tensor_that_is_not_all_there_is_found_wherever_it_hides(
+    run: Any, config: Any, legacy_file: Path, hiding: str, where: str
+) -> None:
+    said = torch.load(legacy_file, weights_only=True)
+    hidden = HIDING[hiding](torch.zeros(1, dtype=torch.float64).expand(10**9))
+    if where == "optimizer":
+        said["optimizer_state_dict"]["state"][0]["extra"] = hidden
+    else:
+        said["note"] = hidden
+    torch.save(said, legacy_file)
+    with pytest.raises(CheckpointUnsafe, match="claim more than the file holds"):
+        load_checkpoint(legacy_file)
+
+
+def shared(depth: int) -> list[Any]:
+    """A few lists that stand for a thousand to the power of `depth` places."""
+    said: Any = torch.zeros(1)
+    for _ in range(depth):
+        said = [said] * 1000
+    return list(said)
+
+
+@pytest.mark.parametrize("where", ["note", "config", "step", "chars", "model_state_dict", "optimizer_state_dict"])
+def test_what_refers_to_itself_over_and_over_is_looked_through_once(legacy_file: Path, where: str) -> None:
+    said = torch.load(legacy_file, weights_only=True)
+    endless = shared(12)
+    endless.append(endless)
+    said[where] = {"head.bias": endless} if where == "model_state_dict" else endless
+    torch.save(said, legacy_file)
+    begun = time.monotonic()
+    with suppress(CheckpointError):
+        adopt_legacy(legacy_file, CheckpointStore(legacy_file.parent))
+    assert time.monotonic() - begun < 10
+
+
+@pytest.mark.parametrize("name", ["data.pkl", "DATA.PKL"])
+def test_a_key_that_would_be_hashed_for_hours_is_refused(legacy_file: Path, name: str) -> None:
+    twice_the_last = b"h\x01h\x01\x86q\x01"
+    key_and_value = b"(" + b")q\x01" + b"0" + twice_the_last + b"0".join([twice_the_last] * 60) + b"K\x01u"
+    with zipfile.ZipFile(legacy_file) as archive:
+        entries = {entry: archive.read(entry) for entry in archive.namelist()}
+    with zipfile.ZipFile(legacy_file, "w") as archive:
+        for entry, content in entries.items():
+            is_it = entry.endswith("data.pkl")
+            archive.writestr(entry.replace("data.pkl", name), b"\x80\x02}" + key_and_value + b"." if is_it else content)
+    with pytest.raises(CheckpointUnsafe, match="tuples in one another"):
+        load_checkpoint(legacy_file)
+
+
+def test_more_containers_than_a_model_can_need_are_refused(legacy_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("core.legacy.MAX_ITEMS", 1000)
+    load_checkpoint(legacy_file)
+    said = torch.load(legacy_file, weights_only=True)
+    torch.save({**said, "note": [[] for _ in range(1000)]}, legacy_file)
+    with pytest.raises(CheckpointUnsafe, match="more than 1000 tensors and lists"):
+        load_checkpoint(legacy_file)
+
+
+@pytest.mark.parametrize(
+    "odd", [{"vocab_size": 10**5000}, {"step": 10**5000}, {"learning_rate": 10**5000}, {("a", "b"): 1}]
+)
+def test_a_number_without_end_is_no_more_than_odd(legacy_file: Path, odd: dict[Any, Any]) -> None:
+    said = torch.load(legacy_file, weights_only=True)
+    torch.save({**said, **odd}, legacy_file)
+    with suppress(CheckpointError, ConfigError):
+        open_for_generation(legacy_file)
+
+
+def test_a_name_longer_than_any_weight_has_is_refused(legacy_file: Path) -> None:
+    said = torch.load(legacy_file, weights_only=True)
+    said["model_state_dict"]["transformer.h.1." * 100_000] = torch.zeros(1)
+    torch.save(said, legacy_file)
+    with pytest.raises(CheckpointUnsafe, match="name of at most 500 characters"):
         load_checkpoint(legacy_file)
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from core import disk, opening
+from core import disk, fingerprints, opening
 from core.checkpointing import CheckpointStore, load_checkpoint
-from core.errors import CheckpointCorrupt
+from core.errors import CheckpointCorrupt, CheckpointMismatch, ModelUnavailable
 from core.manifest import MANIFEST, read_manifest
 from core.models import LanguageModel
 from core.opening import load_base, load_for_generation, open_for_generation
@@ -50,21 +51,21 @@ def test_only_what_answers_a_prompt_is_verified_and_read(
     trained: Any, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, path = trained(kind)
-    for name in ("optimizer.safetensors", "state.json"):
+    for name in opening._NOT_ASKED_FOR:
         (path / name).write_bytes(b"not what was saved")
     read: list[str] = []
     digest = disk.digest
     monkeypatch.setattr(disk, "digest", lambda path, meanwhile: read.append(path.name) or digest(path, meanwhile))
     open_for_generation(path)
     assert len(read) == len(set(read))
-    assert {"optimizer.safetensors", "state.json"}.isdisjoint(read)
+    assert opening._NOT_ASKED_FOR.isdisjoint(read)
     assert any(name.endswith("model.safetensors") for name in read)
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_each_file_that_answers_a_prompt_is_verified(trained: Any, kind: str) -> None:
     _, path = trained(kind)
-    asked_for = {item.name for item in path.iterdir()} - {"manifest.json", "optimizer.safetensors", "state.json"}
+    asked_for = {item.name for item in path.iterdir()} - {"manifest.json"} - opening._NOT_ASKED_FOR
     for name in asked_for:
         content = (path / name).read_bytes()
         (path / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
@@ -144,3 +145,46 @@ def test_a_file_that_no_manifest_vouches_for_is_not_read(trained: Any, kind: str
     (path / MANIFEST).write_text(manifest.model_copy(update={"files": files}).to_json())
     with pytest.raises(CheckpointCorrupt, match=f"lacks its file {re.escape(name)}"):
         open_for_generation(path)
+
+
+@pytest.fixture
+def base(gpt2_folder: Path, tmp_path: Path) -> Path:
+    """A base model that may be changed."""
+    return shutil.copytree(gpt2_folder, tmp_path / "models" / "mine")
+
+
+@pytest.fixture
+def adapters(run: Any, config: Any, store: CheckpointStore, base: Path) -> Path:
+    """A checkpoint of adapters on it."""
+    run(config("gpt2_lora", base_model=str(base)), store=store).trainer.train()
+    return next(iter(store)).path
+
+
+@pytest.mark.parametrize(("file", "what"), [("config.json", "architecture"), ("tokenizer.json", "tokenizer")])
+def test_adapters_are_not_asked_on_a_base_that_is_another_one_by_now(
+    adapters: Path, base: Path, file: str, what: str
+) -> None:
+    (base / file).write_text((base / file).read_text() + "\n")
+    for ask in (open_for_generation, lambda path: load_for_generation(load_checkpoint(path))):
+        with pytest.raises(CheckpointMismatch, match=f"were trained on: its {what} changed") as refused:
+            ask(adapters)
+        assert refused.value.field == "base_model"
+
+
+def test_large_files_of_the_base_are_not_read_twice_to_answer_a_prompt(
+    adapters: Path, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    monkeypatch.setattr(fingerprints, "digest", lambda path, _: read.append(path.name) or "")
+    with pytest.raises(CheckpointMismatch):
+        open_for_generation(adapters)
+    assert set(read) == {"config.json", "tokenizer.json"}
+
+
+def test_a_base_that_the_disk_does_not_give_is_one_sentence(adapters: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> str:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(fingerprints, "digest", broken)
+    with pytest.raises(ModelUnavailable, match="cannot be read: Input/output error"):
+        open_for_generation(adapters)

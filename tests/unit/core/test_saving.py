@@ -11,7 +11,7 @@ from core import saving
 from core.checkpointing import CheckpointStore, load_checkpoint
 from core.disk import Meanwhile
 from core.errors import DiskFull, StorageError
-from core.events import CheckpointSaved
+from core.events import CheckpointSaved, Event
 from core.saving import BackgroundWriter
 
 SAVED = CheckpointSaved(3, "id", "name", 10, None, None)
@@ -24,42 +24,42 @@ def _look_often(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_is_published_is_told_once(run: Any) -> None:
     writer = BackgroundWriter()
-    writer.begin(lambda _: SAVED)
-    assert writer.finished(wait=True) == SAVED
-    assert writer.finished(wait=True) is None
+    writer.begin(lambda _: [SAVED])
+    assert writer.finished(wait=True) == [SAVED]
+    assert writer.finished(wait=True) == []
 
 
 def test_nobody_waits_for_a_save_unless_asked_to() -> None:
     may_go_on = threading.Event()
 
-    def slowly(_: Meanwhile) -> CheckpointSaved:
+    def slowly(_: Meanwhile) -> list[Event]:
         assert may_go_on.wait(10)
-        return SAVED
+        return [SAVED]
 
     writer = BackgroundWriter()
     writer.begin(slowly)
-    assert writer.finished() is None
+    assert writer.finished() == []
     may_go_on.set()
-    assert writer.finished(wait=True) == SAVED
+    assert writer.finished(wait=True) == [SAVED]
 
 
 def test_what_the_disk_refused_is_raised_where_it_is_asked_for_and_another_can_begin() -> None:
-    def refused(_: Meanwhile) -> CheckpointSaved:
+    def refused(_: Meanwhile) -> list[Event]:
         raise DiskFull("no room")
 
     writer = BackgroundWriter()
     writer.begin(refused)
     with pytest.raises(DiskFull, match="no room"):
         writer.finished(wait=True)
-    writer.begin(lambda _: SAVED)
-    assert writer.finished(wait=True) == SAVED
+    writer.begin(lambda _: [SAVED])
+    assert writer.finished(wait=True) == [SAVED]
 
 
 def test_who_waits_shows_life_only_while_the_writer_does() -> None:
     signs: list[None] = []
     stalled = threading.Event()
 
-    def lively_then_stalled(meanwhile: Meanwhile) -> CheckpointSaved:
+    def lively_then_stalled(meanwhile: Meanwhile) -> list[Event]:
         for _ in range(5):
             meanwhile()
             time.sleep(0.02)
@@ -68,11 +68,11 @@ def test_who_waits_shows_life_only_while_the_writer_does() -> None:
         time.sleep(0.2)
         # One sign may still have been on its way.
         assert len(signs) <= before + 1
-        return SAVED
+        return [SAVED]
 
     writer = BackgroundWriter(lambda: signs.append(None))
     writer.begin(lively_then_stalled)
-    assert writer.finished(wait=True) == SAVED
+    assert writer.finished(wait=True) == [SAVED]
     assert stalled.is_set()
     assert len(signs) >= 2
 
@@ -193,3 +193,38 @@ def test_a_jobs_checkpoints_are_left_to_whoever_has_its_ledger(run: Any, config:
     settings = config(checkpoint_interval=2, keep_checkpoints=1)
     run(settings, store=store, identity=RunIdentity("job_a", 1, 1)).trainer.train()
     assert sorted(item.step for item in store) == [2, 4, 6, 8]
+
+
+def test_a_superseded_checkpoint_that_cannot_be_removed_is_a_warning_and_no_end(
+    run: Any, config: Any, store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: str) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(store, "retire", refuse)
+    told = run(config(checkpoint_interval=2, keep_checkpoints=1, eval_interval=8), store=store)
+    told.trainer.train()
+    assert [event.step for event in told.of("checkpoint")] == [2, 4, 6, 8]
+    assert "could not be removed: Permission denied" in told.of("warning")[0].message
+
+
+def test_who_is_interrupted_while_waiting_can_wait_again() -> None:
+    may_go_on = threading.Event()
+
+    def slowly(_: Meanwhile) -> list[Event]:
+        assert may_go_on.wait(10)
+        return [SAVED]
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    writer = BackgroundWriter(interrupt)
+    writer.begin(slowly)
+    writer._show_life()
+    writer._meanwhile = interrupt
+    threading.Timer(0.05, writer._show_life).start()
+    with pytest.raises(KeyboardInterrupt):
+        writer.finished(wait=True)
+    may_go_on.set()
+    writer._meanwhile = lambda: None
+    assert writer.finished(wait=True) == [SAVED]

@@ -238,3 +238,16 @@ def test_a_run_shows_that_it_lives_between_its_stages(run: Any, config: Any, sto
     signs: list[None] = []
     run(config(kind), store=store, meanwhile=lambda: signs.append(None))
     assert len(signs) >= 4
+
+
+def test_a_run_stopped_in_its_last_evaluation_measures_when_it_goes_on(
+    run: Any, config: Any, store: CheckpointStore
+) -> None:
+    told = run(config(), store=store)
+    told.stop_at = 8
+    assert told.trainer.train() is Outcome.STOPPED
+    assert [event.step for event in told.of("eval")] == [0, 4]
+    content = load_checkpoint(max(store, key=lambda item: item.step).path)
+    again = run(config(), store=store, resume=content, end_step=8)
+    assert again.trainer.train() is Outcome.FINISHED
+    assert [event.step for event in again.of("eval")] == [8]

@@ -7,7 +7,7 @@ import pytest
 from sqlmodel import Session
 
 from jobs import lineage
-from jobs.lineage import MAX_LINKS, trace
+from jobs.lineage import MAX_LINKS, descend, trace
 from jobs.tables import Checkpoint, Job
 
 Shelve = Callable[..., Checkpoint]
@@ -64,3 +64,18 @@ def test_a_chain_is_followed_for_so_many_links(
     for number in range(10):
         last = shelve(str(number), str(number - 1))
     assert [link.id for link in trace(session, last)] == ["9", "8", "7", "6", "5"]
+
+
+def test_a_chain_of_runs_that_is_too_long_to_follow_is_said_to_be_cut(
+    session: Session, submit: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lineage, "MAX_LINKS", 3)
+    runs = [submit()]
+    for number in range(4):
+        row = Checkpoint(id=f"c{number}", name=f"c{number}", path=f"c{number}", step=number, created_at=0.0)
+        session.add(row)
+        runs.append(submit(parent_job=runs[-1].id, parent_checkpoint=row.id, start_step=number, resume_mode="extend"))
+    cut, whole = descend(session, runs[4]), descend(session, runs[2])
+    assert [run.id for run in cut.runs] == [run.id for run in runs[4:1:-1]]
+    assert cut.missing == lineage.Missing(runs[1].id, "c1", 1, is_cut=True)
+    assert (len(whole.runs), whole.missing) == (3, None)

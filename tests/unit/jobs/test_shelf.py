@@ -39,8 +39,8 @@ def save(session: Any, job: Job, *steps: int, **losses: float) -> None:
         feed.record(session, job.id, job.fence, [("checkpoint", told)], now=float(step))
 
 
-def retire(session: Any, job: Job, keep: int, lost: set[str] | None = None) -> list[str]:
-    return shelf.retire_superseded(session, job.id, job.fence, keep, lost or set(), now=100.0)
+def retire(session: Any, job: Job, keep: int, lost: Any = (), missing: Any = ()) -> list[str]:
+    return shelf.retire_superseded(session, job.id, job.fence, keep, lost, missing, now=100.0)
 
 
 def left(session: Any, job: Job) -> list[str]:
@@ -106,6 +106,28 @@ def test_the_last_whole_one_is_never_taken(session: Any, made: Made) -> None:
     job = made(1, 5, 6)
     assert retire(session, job, 1, {"c5", "c6"}) == []
     assert retire(session, job, 1, {"c1", "c5", "c6"}) == []
+
+
+def test_one_that_was_not_found_counts_for_nothing_and_stays(session: Any, made: Made) -> None:
+    job = made(1, 4)
+    save(session, job, 2)
+    assert retire(session, job, 1, missing={"c4"}) == ["checkpoint_c1"]
+    save(session, job, 5)
+    assert retire(session, job, 1, missing={"c4"}) == ["checkpoint_c2"]
+    assert left(session, job) == ["c5", "c4"]
+    assert retire(session, job, 1, missing={"c4", "c5"}) == []
+
+
+def test_a_removal_is_finished_once(session: Any, made: Made) -> None:
+    job = made(1, 2, 3)
+    names = retire(session, job, 1)
+    assert shelf.leaving_names(session) == sorted(names)
+    shelf.set_discarded(session, ["checkpoint_c1", "checkpoint_c3", "other"], now=7.0)
+    assert shelf.leaving_names(session) == ["checkpoint_c2"]
+    shelf.set_discarded(session, names, now=8.0)
+    session.expire_all()
+    assert [session.get(Checkpoint, ref).discarded_at for ref in ("c1", "c2", "c3")] == [7.0, 8.0, None]
+    assert shelf.removed_names(session, names) == set(names)
 
 
 def test_only_the_holder_retires(session: Any, made: Made) -> None:

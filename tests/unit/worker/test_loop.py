@@ -258,12 +258,25 @@ def test_what_a_killed_worker_only_marked_as_gone_is_removed_by_the_next_one(loo
     assert loop._swept > 0, "and then seldom"
 
 
+def test_a_folder_that_was_put_back_is_spoken_of_once(
+    loop: WorkerLoop, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("worker.loop.sweep", lambda *_: {"checkpoint_a"})
+    with caplog.at_level(logging.WARNING):
+        loop.sweep()
+        loop.sweep()
+    assert [record.getMessage() for record in caplog.records] == [
+        "checkpoint checkpoint_a was removed, and its folder is there again; it is left alone"
+    ]
+
+
 def test_a_disk_that_cannot_be_read_is_no_reason_to_end(
     loop: WorkerLoop, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refuse(*_: Any) -> Any:
         raise OSError(5, "Input/output error")
 
+    loop.store.root.mkdir(parents=True, exist_ok=True)
     monkeypatch.setattr("pathlib.Path.glob", refuse)
     with caplog.at_level(logging.WARNING):
         loop.housekeeping()

@@ -17,7 +17,7 @@ from core.devices import as_out_of_memory
 from tests.conftest import PROJECT
 from worker.assignment import Assignment
 from worker.causes import cause_of
-from worker.child import PULSE, PULSE_SECONDS, Pipe, parse_line, train
+from worker.child import PULSE, PULSE_SECONDS, Pipe, attempt, parse_line, train
 from worker.process import ChildProcess
 from worker.settings import WorkerSettings
 from worker.stacks import readable
@@ -56,6 +56,21 @@ def all_of(child: ChildProcess) -> list[Any]:
 
 def test_an_assignment_survives_the_way_through_a_line() -> None:
     assert Assignment.from_line(ASSIGNMENT.to_line()) == ASSIGNMENT
+
+
+@pytest.mark.parametrize(("fate", "code"), [("gone", "checkpoint_not_found"), ("broken", "checkpoint_corrupt")])
+def test_a_checkpoint_that_goes_before_it_is_read_ends_the_attempt_and_not_the_job(
+    tmp_path: Path, fate: str, code: str
+) -> None:
+    folder = tmp_path / "checkpoint_a"
+    if fate == "broken":
+        folder.mkdir()
+    pipe = Pipe(os.open(os.devnull, os.O_WRONLY))
+    kind, data = attempt(replace(ASSIGNMENT, resume=str(folder)), pipe, StopSign())
+    pipe._file.close()
+    assert (kind, data["code"], data["final"]) == ("failure", code, False)
+    assert "checkpoint_a" in data["message"]
+    assert str(tmp_path) not in data["message"]
 
 
 def test_a_line_that_is_no_event_is_passed_over_and_half_a_line_too(child_that_runs: Any) -> None:
