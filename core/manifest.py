@@ -30,7 +30,8 @@ PINNED = "PINNED"
 END_OF_TIME = 253_402_300_799.0
 """The last second of the year 9999, the last that ISO 8601 can write."""
 
-Count = Annotated[int, Field(ge=0, lt=2**31)]
+Count = Annotated[int, Field(ge=0, lt=2**30)]
+"""So that the steps of two runs, one after the other, still fit into a column of 32 bits."""
 Fence = Annotated[int, Field(ge=0, lt=2**63)]
 Size = Annotated[int, Field(ge=0, lt=2**50)]
 """In bytes; a petabyte is no checkpoint of ours."""

@@ -253,11 +253,13 @@ def test_a_tensor_that_is_not_all_there_is_found_wherever_it_hides(
 
 
 def shared(depth: int) -> list[Any]:
-    """A few lists that stand for a thousand to the power of `depth` places."""
+    """A few lists and dicts that stand for a thousand to the power of `depth` places."""
     said: Any = torch.zeros(1)
-    for _ in range(depth):
-        said = [said] * 1000
-    return list(said)
+    for _ in range(depth // 2):
+        said = dict.fromkeys(map(str, range(1000)), [said] * 1000)
+    for _ in range(4):
+        said = dict.fromkeys(map(str, range(1000)), said)
+    return [said]
 
 
 @pytest.mark.parametrize("where", ["note", "config", "step", "chars", "model_state_dict", "optimizer_state_dict"])
@@ -266,6 +268,7 @@ def test_what_refers_to_itself_over_and_over_is_looked_through_once(legacy_file:
     endless = shared(12)
     endless.append(endless)
     said[where] = {"head.bias": endless} if where == "model_state_dict" else endless
+    said["extra"] = endless[0]
     torch.save(said, legacy_file)
     begun = time.monotonic()
     with suppress(CheckpointError):
@@ -276,13 +279,15 @@ def test_what_refers_to_itself_over_and_over_is_looked_through_once(legacy_file:
 @pytest.mark.parametrize("name", ["data.pkl", "DATA.PKL"])
 def test_a_key_that_would_be_hashed_for_hours_is_refused(legacy_file: Path, name: str) -> None:
     twice_the_last = b"h\x01h\x01\x86q\x01"
-    key_and_value = b"(" + b")q\x01" + b"0" + twice_the_last + b"0".join([twice_the_last] * 60) + b"K\x01u"
+    keys_and_values = b"()q\x01" + twice_the_last * 60 + b"K\x01u"
     with zipfile.ZipFile(legacy_file) as archive:
         entries = {entry: archive.read(entry) for entry in archive.namelist()}
     with zipfile.ZipFile(legacy_file, "w") as archive:
         for entry, content in entries.items():
             is_it = entry.endswith("data.pkl")
-            archive.writestr(entry.replace("data.pkl", name), b"\x80\x02}" + key_and_value + b"." if is_it else content)
+            archive.writestr(
+                entry.replace("data.pkl", name), b"\x80\x02}" + keys_and_values + b"." if is_it else content
+            )
     with pytest.raises(CheckpointUnsafe, match="tuples in one another"):
         load_checkpoint(legacy_file)
 
