@@ -10,10 +10,10 @@ from core.data import TokenData, prepare_data_and_tokenizer, prepare_gpt2_data
 from core.devices import select_device
 from core.disk import Meanwhile
 from core.distributed import ALONE, Ranks
-from core.errors import CheckpointMismatch, Difference, GenerationError
+from core.errors import CheckpointMismatch, GenerationError
 from core.events import Emit
 from core.exactness import be_deterministic, departures, surroundings, warning_of
-from core.fingerprints import OF_BASE, base_changed, of_alphabet, of_base
+from core.fingerprints import check_base, of_alphabet, of_base
 from core.legacy import restore_legacy_optimizer
 from core.models import LanguageModel
 from core.models.gpt2 import GPT2Wrapper
@@ -68,7 +68,8 @@ def assemble(
     base = base_folder(config, resume, models_root) if config.model_type == "gpt2" else None
     # Before it is read: what changes from here on is not what was trained on.
     hashes = of_base(base, meanwhile) if base and config.use_lora else {}
-    _check_base(hashes, config, resume)
+    if resume:
+        check_base(config.base_model, resume["name"], resume["hashes"], hashes)
     meanwhile()
     model, tokenizer, tokens = _model_and_data(config, source, resume, base, meanwhile)
     if isinstance(tokenizer, CharacterTokenizer):
@@ -141,14 +142,6 @@ def _check_source(source: SourceText, resume: CheckpointContent | None, mode: Re
         )
 
 
-def _check_base(now: dict[str, str], config: TrainingConfig, resume: CheckpointContent | None) -> None:
-    """Adapters say nothing without the very weights that they were trained on."""
-    saved = resume["hashes"] if resume and now else {}
-    known = {name: saved[name] for name in OF_BASE if name in saved}
-    if changed := [Difference(name, value, now[name]) for name, value in known.items() if now[name] != value]:
-        raise base_changed(config.base_model, resume["name"] if resume else "", changed)
-
-
 def _restore(resume: CheckpointContent, parts: Parts) -> None:
     saved = resume["optimizer_state_dict"]
     if isinstance(saved, dict) and "moments" in saved:
@@ -159,7 +152,7 @@ def _restore(resume: CheckpointContent, parts: Parts) -> None:
     # Last of all: building a model and an optimizer draws from the generators.
     rank = parts.ranks.rank
     if resume["rng"] and rank < len(resume["rng"]):
-        restore_rng(resume["rng"][rank])
+        restore_rng(resume["rng"][rank], parts.device)
 
 
 def _cautions(resume: CheckpointContent, config: TrainingConfig, device: str, ranks: Ranks) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from core.disk import Meanwhile, digest, nothing
@@ -11,9 +11,6 @@ from core.errors import CheckpointMismatch, Difference
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "added_tokens.json", "tokenizer.model")
 """What decides which ids a text becomes; notes of the library that wrote them do not."""
-
-OF_BASE = ("tokenizer", "architecture", "base_weights")
-"""Under these names a checkpoint of adapters keeps them."""
 
 SHAPE_FILES = ("config.json",)
 
@@ -50,10 +47,23 @@ def _of_files(folder: Path, names: Iterable[str], meanwhile: Meanwhile = nothing
     return found.hexdigest()
 
 
-def base_changed(base: str, checkpoint: str, changed: Sequence[Difference]) -> CheckpointMismatch:
-    """What to tell the user, naming what differs."""
+def check_base(base: str, checkpoint: str, saved: Mapping[str, str], now: Mapping[str, str]) -> None:
+    """Adapters say nothing on another base; those of the first release, and legacy files, do not tell theirs.
+
+    Args:
+        base: Its name, as the configuration has it.
+        checkpoint: The name of the adapters' checkpoint.
+        saved: The hashes of that checkpoint.
+        now: Those of the base that is there, as many as were taken.
+
+    Raises:
+        CheckpointMismatch: names what differs.
+    """
+    changed = [Difference(name, saved[name], now[name]) for name in now if saved.get(name, now[name]) != now[name]]
+    if not changed:
+        return
     what = " and ".join(item.field.removeprefix("base_") for item in changed)
-    return CheckpointMismatch(
+    raise CheckpointMismatch(
         f"base model '{base}' is not what the adapters of checkpoint '{checkpoint}' were trained on: its {what} "
         "changed; put the old files back, or start a fresh run on the new ones",
         field="base_model",

@@ -13,9 +13,9 @@ from torch import Tensor
 from core.checkpointing import CheckpointStore, load_checkpoint, save_checkpoint, verify
 from core.config import TrainingConfig, config_to_dict, parse
 from core.devices import select_device
-from core.errors import CheckpointCorrupt, CheckpointMismatch, CheckpointNotFound, Difference, ModelUnavailable
+from core.errors import CheckpointCorrupt, CheckpointMismatch, CheckpointNotFound, ModelUnavailable
 from core.exactness import versions
-from core.fingerprints import base_changed, of_small_files
+from core.fingerprints import check_base, of_small_files
 from core.legacy import restore_legacy_optimizer
 from core.manifest import Checkpoint, new_manifest, read_manifest
 from core.models import LanguageModel
@@ -134,7 +134,6 @@ def base_folder(config: TrainingConfig, resume: CheckpointContent | None, models
 def _check_base(
     base: Path, config: TrainingConfig, checkpoint: str, saved: Mapping[str, str], fingerprints: Fingerprints
 ) -> None:
-    """Adapters say nothing on another base; the first releases, and legacy files, do not tell theirs."""
     try:
         now = fingerprints(base)
     except OSError as error:
@@ -142,9 +141,7 @@ def _check_base(
         raise ModelUnavailable(
             f"base model '{config.base_model}' cannot be read: {reason}", field="base_model"
         ) from None
-    changed = [Difference(name, saved[name], now[name]) for name in now if saved.get(name, now[name]) != now[name]]
-    if changed:
-        raise base_changed(config.base_model, checkpoint, changed)
+    check_base(config.base_model, checkpoint, saved, now)
 
 
 def _verify(checkpoint: Checkpoint, needed: set[str]) -> None:

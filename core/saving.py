@@ -130,7 +130,7 @@ class RunSaver:
 
     def begin(self, trainer: Trainer) -> None:
         """Copy the state, and begin to write it."""
-        rng = trainer.parts.ranks.gather(rng_states())
+        rng = trainer.parts.ranks.gather(rng_states(trainer.parts.device))
         if not trainer.parts.ranks.leads:
             return
         parts = trainer.parts

@@ -9,7 +9,7 @@ from typing import Any
 
 from core.config import TrainingConfig, config_to_dict, parse, resume_config
 from core.errors import CheckpointCorrupt, Difference, SourceError
-from core.fingerprints import base_changed, of_small_files
+from core.fingerprints import check_base, of_small_files
 from core.io_utils import get_data_source_name
 from core.manifest import Manifest
 from core.resume_rules import ResumeMode
@@ -130,10 +130,7 @@ class Resumption:
         folder = self._intake.settings.models / config.base_model
         if not (config.model_type == "gpt2" and config.use_lora and folder.is_dir()):
             return
-        now = of_small_files(folder)
-        saved = {name: manifest.hashes.get(name, value) for name, value in now.items()}
-        if changed := [Difference(name, value, now[name]) for name, value in saved.items() if now[name] != value]:
-            raise base_changed(config.base_model, manifest.name, changed)
+        check_base(config.base_model, manifest.name, manifest.hashes, of_small_files(folder))
 
     def _check_own(self, job: Job) -> None:
         """Before a paused job goes on: the text and the base are what its own newest checkpoint says, if it has one."""
