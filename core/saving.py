@@ -11,7 +11,6 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
 
 from core.checkpointing import CheckpointStore, save_checkpoint
 from core.config import config_to_dict
@@ -24,31 +23,10 @@ from core.retention import superseded
 from core.sources import SourceText
 from core.state import RunState, capture, rng_states
 
-if TYPE_CHECKING:
-    from core.trainer import Trainer
-
 LOOK_SECONDS = 0.2
 
 Publish = Callable[[Meanwhile], list[Event]]
 """Writes and publishes one checkpoint, calling what it is given again and again; returns what there is to say."""
-
-
-class Saver(Protocol):
-    """What the loop asks of whoever keeps its checkpoints."""
-
-    def begin(self, trainer: Any) -> None:
-        """Keep the state of this moment; the one before it has been kept by then.
-
-        Raises:
-            DiskFull, StorageError: the one before it could not be kept.
-        """
-
-    def published(self, *, wait: bool = False) -> list[Event]:
-        """What there is to say since the last call; with `wait`, once nothing is under way any more.
-
-        Raises:
-            DiskFull, StorageError: it could not be kept, and the earlier ones are whole.
-        """
 
 
 class BackgroundWriter:
@@ -74,7 +52,11 @@ class BackgroundWriter:
         self._thread.start()
 
     def finished(self, *, wait: bool = False) -> list[Event]:
-        """See `Saver.published`."""
+        """What there is to say since the last call; with `wait`, once nothing is under way any more.
+
+        Raises:
+            DiskFull, StorageError: it could not be kept, and the earlier ones are whole.
+        """
         if self._thread is None or not (wait or self._done.is_set()):
             return []
         self._wait()
@@ -128,15 +110,14 @@ class RunSaver:
         self._identity = identity
         self._writer = BackgroundWriter(meanwhile)
 
-    def begin(self, trainer: Trainer) -> None:
-        """Copy the state, and begin to write it."""
-        rng = trainer.parts.ranks.gather(rng_states(trainer.parts.device))
-        if not trainer.parts.ranks.leads:
+    def begin(self, parts: Parts, run: RunState) -> None:
+        """Copy the state of this moment, and begin to write it; the one before it has been kept by then."""
+        rng = parts.ranks.gather(rng_states(parts.device))
+        if not parts.ranks.leads:
             return
-        parts = trainer.parts
         scale = parts.precision.state()
-        captured = capture(parts.model, parts.optimizer, parts.tokenizer, trainer.run, rng=rng, scale=scale)
-        manifest = self._manifest(trainer.parts, trainer.run)
+        captured = capture(parts.model, parts.optimizer, parts.tokenizer, run, rng=rng, scale=scale)
+        manifest = self._manifest(parts, run)
 
         def publish(meanwhile: Meanwhile) -> list[Event]:
             write = partial(captured.write, meanwhile=meanwhile)
@@ -147,7 +128,7 @@ class RunSaver:
         self._writer.begin(publish)
 
     def published(self, *, wait: bool = False) -> list[Event]:
-        """See `core.saving.Saver`."""
+        """See `BackgroundWriter.finished`."""
         return self._writer.finished(wait=wait)
 
     def _retire(self, keep: int) -> list[Event]:

@@ -27,7 +27,7 @@ from core.pace import Clock, memory_bytes
 from core.parts import Parts
 from core.parts import build_model as build_model
 from core.parts import build_optimizer as build_optimizer
-from core.saving import Saver
+from core.saving import RunSaver
 from core.state import RunState
 
 PROGRESS_EVERY = 25
@@ -60,7 +60,7 @@ class Trainer:
     run: RunState
     emit: Emit
     should_stop: ShouldStop
-    saver: Saver | None = None
+    saver: RunSaver | None = None
     narrator: Narrator = field(init=False)
     clock: Clock = field(init=False)
     saved_step: int = field(init=False, default=-1)
@@ -225,7 +225,7 @@ class Trainer:
         self.report_saved(wait=True)
         if self.run.last_evaluation is not None:
             self.run.last_checkpoint_train_loss = self.run.last_evaluation["train_loss"]
-        self.saver.begin(self)
+        self.saver.begin(self.parts, self.run)
         self.saved_step = self.run.step
 
     def report_saved(self, *, wait: bool = False) -> None:
