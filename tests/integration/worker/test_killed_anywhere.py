@@ -15,6 +15,7 @@ from core.sources import SourceText
 from jobs import catalog
 from jobs.tables import FINAL, State
 from tests.integration.worker.conftest import TEXT, TINY, Bench
+from tests.tiny_models import make_gpt2_folder
 
 RUN = {"training_steps": 30, "checkpoint_interval": 10, "eval_interval": 15, "dropout": 0.1}
 MANY = {"MAX_ATTEMPTS": 50, "MAX_FAILURES_IN_A_ROW": 50, "RETRY_SECONDS": 0}
@@ -117,10 +118,20 @@ def test_a_worker_killed_at_every_place_in_turn_is_followed_by_another_that_goes
     assert fired(bench) == set(WORKER_SITES)
 
 
+KINDS: dict[str, dict[str, Any]] = {
+    "from scratch, two processes": {"num_processes": 2, "precision": "bf16", "gradient_accumulation_steps": 2},
+    "adapters from scratch": {"use_lora": True, "lora_dropout": 0.1},
+    "gpt2": {"model_type": "gpt2", "precision": "bf16"},
+    "adapters of gpt2": {"model_type": "gpt2", "use_lora": True, "lora_dropout": 0.1},
+}
+
+
 @pytest.mark.timeout(240)
-def test_a_run_of_two_processes_either_of_which_is_killed_ends_as_if_nothing_had_happened(bench: Bench) -> None:
-    run = {**RUN, "num_processes": 2, "precision": "bf16", "gradient_accumulation_steps": 2}
-    # Both ranks come by these places, and whoever is first dies.
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_a_run_of_any_kind_whose_processes_are_killed_ends_as_if_nothing_had_happened(bench: Bench, kind: str) -> None:
+    make_gpt2_folder(bench.folder / "models" / "small", TEXT)
+    run = {**RUN, "base_model": str(bench.folder / "models" / "small"), "learning_rate": 1e-3, **KINDS[kind]}
+    # Every rank comes by these places, and whoever is first dies.
     sites = ["child.begun", "trainer.updating", "trainer.updated", "checkpoint.renaming"]
     bench.worker(**killed_at(bench, sites))
     store, final = CheckpointStore(bench.folder / "checkpoints"), []
@@ -133,5 +144,5 @@ def test_a_run_of_two_processes_either_of_which_is_killed_ends_as_if_nothing_had
         final.append(store.of_job(job_id)[0])
     assert fired(bench) == set(sites)
     [ends, expected] = final
-    assert ends.manifest.surroundings["world_size"] == "2"
+    assert ends.manifest.surroundings["world_size"] == str(run.get("num_processes", 1))
     assert (ends.step, ends.manifest.files) == (30, expected.manifest.files)
