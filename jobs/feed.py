@@ -15,6 +15,8 @@ from jobs.tables import HELD, Checkpoint, Event, Job, State
 from jobs.transitions import held, insert_events, transition
 from jobs.turns import SHELF, take_turn
 
+MICROSECOND = 1e-6
+
 Said = tuple[str, dict[str, Any]]
 """An event's kind and its data."""
 
@@ -49,9 +51,9 @@ def record(session: Session, job_id: str, fence: int, events: Sequence[Said], *,
         transition(session, job_id, State.RUNNING, fence=fence, now=now)
     job = _take_numbers(session, job_id, fence, events)
     insert_events(session, job_id, job.last_seq, job.attempt, events, now)
-    for kind, data in events:
-        if kind == "checkpoint":
-            _register(session, job_id, job, data, now)
+    for number, data in enumerate(data for kind, data in events if kind == "checkpoint"):
+        # Two of one batch would else be equally new, and either of them the latest.
+        _register(session, job_id, job, data, now + number * MICROSECOND)
     return int(job.last_seq)
 
 

@@ -80,7 +80,8 @@ def undisturbed(world: World, storm: Storm) -> dict[int, str]:
     with httpx2.Client(base_url=world.url, timeout=20) as http:
         ids = [storm.submit(http, number) for number in range(len(CONFIGS))]
         wait_for(lambda: storm.num_unfinished() == 0, 60)
-        names = [http.get("/checkpoints", params={"job": job_id}).json()["data"][0]["path"] for job_id in ids]
+        ends = [http.get(f"/jobs/{job_id}").json()["checkpoint"] for job_id in ids]
+        names = [http.get(f"/checkpoints/{ref}").json()["path"] for ref in ends]
     storm.seed += 1
     return {kind: weights_of(world.store.root / name) for kind, name in enumerate(names)}
 

@@ -82,6 +82,17 @@ def test_a_checkpoint_enters_the_catalog_with_its_event(session: Any, submit: An
     assert (saved.train_loss, saved.val_loss, saved.size_bytes, saved.created_at) == (2.4, 2.6, 10, 9.0)
 
 
+@pytest.mark.parametrize("ids", [("c1", "c2"), ("c2", "c1")])
+def test_of_two_checkpoints_told_at_once_the_later_is_the_newest(
+    session: Any, bring: Any, ids: tuple[str, str]
+) -> None:
+    job = bring(State.RUNNING)
+    told = [("checkpoint", {**SAVED, "id": ref, "name": ref, "step": step}) for step, ref in enumerate(ids, start=3)]
+    feed.record(session, job.id, job.fence, told)
+    listed, _ = catalog.list_checkpoints(session, "local", 10)
+    assert [row.id for row in listed] == [ids[1], ids[0]]
+
+
 def test_a_checkpoint_that_was_found_on_disk_first_keeps_its_pin(session: Any, bring: Any) -> None:
     job = bring(State.RUNNING)
     found = Checkpoint(id="c1", name=SAVED["name"], path=SAVED["name"], step=3, pinned=True, created_at=1.0)
