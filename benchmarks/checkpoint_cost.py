@@ -6,12 +6,12 @@ What the second kind takes longer, over the time of 100 steps, is the share of o
 
 from __future__ import annotations
 
-import shutil
 import statistics
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from _row import PROJECT, print_row, spread
 
@@ -22,8 +22,8 @@ STEPS = 12
 EVERY = 100
 
 
-def main() -> None:
-    """Measure and print."""
+def make_trainer(root: Path) -> Any:
+    """A run of the full-size model that keeps its checkpoints below `root`."""
     from _gpt2 import make_gpt2_124m
 
     from core.assembly import assemble
@@ -31,46 +31,48 @@ def main() -> None:
     from core.config import TrainingConfig, parse
     from core.sources import read_source
 
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        text = PROJECT / "sources" / "training_data_final_merged.md"
-        config = parse(
-            TrainingConfig,
-            {
-                "model_type": "gpt2",
-                "base_model": str(make_gpt2_124m(root / "gpt2", text.read_text())),
-                "batch_size": 8,
-                "block_size": 128,
-                "training_steps": 1_000_000,
-                "precision": sys.argv[1] if len(sys.argv) > 1 else "fp32",
-            },
-        )
-        store = CheckpointStore(root / "checkpoints")
-        trainer = assemble(config, read_source(text), lambda _: None, lambda: False, store=store)
-        trainer.parts.model.train()
+    text = PROJECT / "sources" / "training_data_final_merged.md"
+    settings = {
+        "model_type": "gpt2",
+        "base_model": str(make_gpt2_124m(root / "gpt2", text.read_text())),
+        "batch_size": 8,
+        "block_size": 128,
+        "training_steps": 1_000_000,
+        "precision": sys.argv[1] if len(sys.argv) > 1 else "fp32",
+    }
+    store = CheckpointStore(root / "checkpoints")
+    trainer = assemble(parse(TrainingConfig, settings), read_source(text), lambda _: None, lambda: False, store=store)
+    trainer.parts.model.train()
+    trainer.update()
+    return trainer
+
+
+def seconds_of_round(trainer: Any, stalls: list[float] | None) -> float:
+    """So many steps; with `stalls`, a save at their beginning, whose stall is added there."""
+    began = time.perf_counter()
+    if stalls is not None:
+        trainer.keep()
+        stalls.append(time.perf_counter() - began)
+    for _ in range(STEPS):
         trainer.update()
+        trainer.report_saved()
+    took = time.perf_counter() - began
+    waited = time.perf_counter()
+    trainer.report_saved(wait=True)
+    assert time.perf_counter() - waited < 0.1, "the save outlasted the steps: make more of them"
+    return took
 
-        def seconds(save: bool) -> float:
-            began = time.perf_counter()
-            if save:
-                trainer.keep()
-                stalls.append(time.perf_counter() - began)
-            for _ in range(STEPS):
-                trainer.update()
-                trainer.report_saved()
-            took = time.perf_counter() - began
-            waited = time.perf_counter()
-            trainer.report_saved(wait=True)
-            assert time.perf_counter() - waited < 0.1, "the save outlasted the steps: make more of them"
-            return took
 
-        stalls: list[float] = []
-        plain, saving = [], []
+def main() -> None:
+    """Measure and print."""
+    stalls: list[float] = []
+    plain, saving = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = make_trainer(Path(folder))
         for _ in range(ROUNDS):
-            plain.append(seconds(save=False))
-            saving.append(seconds(save=True))
-        size = next(iter(store)).manifest.size_bytes
-        shutil.rmtree(store.root)
+            plain.append(seconds_of_round(trainer, None))
+            saving.append(seconds_of_round(trainer, stalls))
+        size = sum(path.stat().st_size for path in next(Path(folder).glob("checkpoints/checkpoint_*")).iterdir())
     step = statistics.median(plain) / STEPS
     extra = statistics.median(saving) - statistics.median(plain)
     print_row(
@@ -82,7 +84,7 @@ def main() -> None:
         rounds_plain=spread(plain),
         rounds_saving=spread(saving),
         size_mib=size >> 20,
-        precision=config.precision,
+        precision=trainer.parts.config.precision,
     )
 
 

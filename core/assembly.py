@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from core.checkpointing import CheckpointStore
@@ -18,7 +20,7 @@ from core.legacy import restore_legacy_optimizer
 from core.models import LanguageModel
 from core.models.gpt2 import GPT2Wrapper
 from core.moments import restore_optimizer
-from core.opening import base_folder
+from core.opening import base_folder, hashes_of_base
 from core.parts import Parts, build_model, build_optimizer
 from core.precision import Precision
 from core.resume_rules import ResumeMode
@@ -65,9 +67,35 @@ def assemble(
     be_deterministic(device, config.deterministic)
     seed_everything(config.seed)
     _check_source(source, resume, mode)
+    goes_on = resume if mode is not ResumeMode.WARM_START else None
+    parts = _parts(config, source, resume, models_root, ranks, device, meanwhile)
+    if goes_on:
+        parts = replace(parts, cautions=_cautions(goes_on, parts))
+        _restore(goes_on, parts)
+    meanwhile()
+    run = RunState.of(goes_on) if goes_on else RunState()
+    run.end_step = end_step or run.step + config.training_steps
+    saver = RunSaver(store, source, identity or RunIdentity(), meanwhile) if store else None
+    trainer = Trainer(parts, run, emit, should_stop, saver)
+    if goes_on:
+        # This step is kept already; a run that stops before its first update needs no second copy.
+        trainer.saved_step = run.step
+    return trainer
+
+
+def _parts(
+    config: TrainingConfig,
+    source: SourceText,
+    resume: CheckpointContent | None,
+    models_root: Path | None,
+    ranks: Ranks,
+    device: str,
+    meanwhile: Meanwhile,
+) -> Parts:
+    """Model, with a checkpoint's weights if there is one, fresh optimizer, data."""
     base = base_folder(config, resume, models_root) if config.model_type == "gpt2" else None
     # Before it is read: what changes from here on is not what was trained on.
-    hashes = of_base(base, meanwhile) if base and config.use_lora else {}
+    hashes = hashes_of_base(config, base, partial(of_base, meanwhile=meanwhile)) if base and config.use_lora else {}
     if resume:
         check_base(config.base_model, resume["name"], resume["hashes"], hashes)
     meanwhile()
@@ -83,31 +111,8 @@ def assemble(
     if not ranks.leads:
         # All have built the same model from the same seed; dropout is to differ.
         seed_everything(config.seed + ranks.rank)
-    goes_on = resume is not None and mode is not ResumeMode.WARM_START
-    parts = Parts(
-        config,
-        model,
-        optimizer,
-        tokenizer,
-        tokens,
-        device,
-        block_size=min(config.block_size, model.max_context),
-        precision=Precision(config.precision, device),
-        ranks=ranks,
-        hashes=hashes,
-        cautions=_cautions(resume, config, device, ranks) if resume and goes_on else (),
-    )
-    run = RunState.of(resume) if resume and goes_on else RunState()
-    run.end_step = end_step or run.step + config.training_steps
-    if resume and goes_on:
-        _restore(resume, parts)
-    meanwhile()
-    saver = RunSaver(store, source, identity or RunIdentity(), meanwhile) if store else None
-    trainer = Trainer(parts, run, emit, should_stop, saver)
-    if goes_on:
-        # This step is kept already; a run that stops before its first update needs no second copy.
-        trainer.saved_step = run.step
-    return trainer
+    block_size, precision = min(config.block_size, model.max_context), Precision(config.precision, device)
+    return Parts(config, model, optimizer, tokenizer, tokens, device, block_size, precision, ranks, hashes)
 
 
 def _model_and_data(
@@ -155,7 +160,7 @@ def _restore(resume: CheckpointContent, parts: Parts) -> None:
         restore_rng(resume["rng"][rank], parts.device)
 
 
-def _cautions(resume: CheckpointContent, config: TrainingConfig, device: str, ranks: Ranks) -> tuple[str, ...]:
-    now = surroundings(device, ranks.world_size, config.deterministic)
+def _cautions(resume: CheckpointContent, parts: Parts) -> tuple[str, ...]:
+    now = surroundings(parts.device, parts.ranks.world_size, parts.config.deterministic)
     has_generators = bool(resume["rng"])
     return tuple(warning_of(departures(resume["versions"], resume["surroundings"], now, has_generators=has_generators)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -63,7 +63,12 @@ def open_for_generation(
         model, words = _gpt2(config, path)
         return _ready(model), words
     base = find_base(config.base_model, models_root)
-    _check_base(base, config, checkpoint.manifest.name, checkpoint.manifest.hashes, fingerprints)
+    check_base(
+        config.base_model,
+        checkpoint.manifest.name,
+        checkpoint.manifest.hashes,
+        hashes_of_base(config, base, fingerprints),
+    )
     model, words = _gpt2(config, base)
     model.load_tensors(load_tensors(path / _ADAPTERS))
     return _ready(model), words
@@ -79,7 +84,9 @@ def load_for_generation(content: CheckpointContent, models_root: Path | None = N
     if config.model_type == "gpt2":
         base = base_folder(config, content, models_root)
         if config.use_lora:
-            _check_base(base, config, content["name"], content["hashes"], of_small_files)
+            check_base(
+                config.base_model, content["name"], content["hashes"], hashes_of_base(config, base, of_small_files)
+            )
         model, tokenizer = _gpt2(config, base)
         model.load_tensors(content["model_state_dict"])
         return _ready(model), tokenizer
@@ -131,17 +138,19 @@ def base_folder(config: TrainingConfig, resume: CheckpointContent | None, models
     return find_base(config.base_model, models_root)
 
 
-def _check_base(
-    base: Path, config: TrainingConfig, checkpoint: str, saved: Mapping[str, str], fingerprints: Fingerprints
-) -> None:
+def hashes_of_base(config: TrainingConfig, base: Path, fingerprints: Fingerprints) -> dict[str, str]:
+    """What `core.fingerprints` finds in a base's folder.
+
+    Raises:
+        ModelUnavailable: a file of it cannot be read.
+    """
     try:
-        now = fingerprints(base)
+        return fingerprints(base)
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise ModelUnavailable(
             f"base model '{config.base_model}' cannot be read: {reason}", field="base_model"
         ) from None
-    check_base(config.base_model, checkpoint, saved, now)
 
 
 def _verify(checkpoint: Checkpoint, needed: set[str]) -> None:

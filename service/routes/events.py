@@ -14,6 +14,7 @@ from jobs.tables import FINAL, Job, State
 from jobs.workers import list_workers
 from service.deps import JobOrLatest, Ledger, Settings, Streams, UntilAnswered
 from service.errors import PositionInvalid
+from service.formats import accepted
 from service.schemas import EventOut, Page, is_alive, iso_time
 from service.shelf import LATEST
 from service.sse import JobLog, Stream
@@ -57,10 +58,7 @@ def _position(
 async def _wanted(
     request: Request, format: Annotated[Format | None, Query(description="Counts more than `Accept`.")] = None
 ) -> Format:
-    if format is not None:
-        return format
-    accepted = (part.partition(";")[0].strip().lower() for part in request.headers.get("accept", "").split(","))
-    return next((_FORMATS[kind] for kind in accepted if kind in _FORMATS), "sse")
+    return format or accepted(request, _FORMATS, "sse")
 
 
 @router.get(

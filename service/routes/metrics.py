@@ -11,6 +11,7 @@ from service.admission import one_of
 from service.curves import CurveOut
 from service.deps import JobOrLatest, Ledger, UntilAnswered
 from service.errors import TooManyAtOnce
+from service.formats import accepted
 
 router = APIRouter(tags=["jobs"])
 
@@ -27,10 +28,7 @@ MAX_CURVES = 4
 async def _wanted(
     request: Request, format: Annotated[Format | None, Query(description="Counts more than `Accept`.")] = None
 ) -> Format:
-    if format is not None:
-        return format
-    accepted = (part.partition(";")[0].strip().lower() for part in request.headers.get("accept", "").split(","))
-    return next((_FORMATS[kind] for kind in accepted if kind in _FORMATS), "json")
+    return format or accepted(request, _FORMATS, "json")
 
 
 async def _admitted(request: Request, until_answered: UntilAnswered) -> None:

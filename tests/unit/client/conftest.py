@@ -2,12 +2,16 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+
+from client.cli import main
+
+Ratchet = Callable[..., tuple[int, str, str]]
 
 JOB: dict[str, Any] = {
     "id": "job_tale",
@@ -113,3 +117,16 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     waited: list[float] = []
     monkeypatch.setattr("client.api.time.sleep", waited.append)
     return waited
+
+
+@pytest.fixture
+def ratchet(capsys: pytest.CaptureFixture[str]) -> Ratchet:
+    """Runs the command in this process; exit code, standard output, standard error."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as left:
+            main(arguments)
+        assert isinstance(left.value.code, int)
+        return left.value.code, *capsys.readouterr()
+
+    return run

@@ -6,7 +6,6 @@ import re
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,10 @@ from typing import Any
 import pytest
 
 from client import cli
-from client.cli import main
 from client.command_name import command_name
 from core.config import TrainingConfig
 from tests.conftest import PROJECT
-from tests.unit.client.conftest import JOB, FakeService, sse
-
-Ratchet = Callable[..., tuple[int, str, str]]
+from tests.unit.client.conftest import JOB, FakeService, Ratchet, sse
 
 SUCCEEDED = {**JOB, "state": "succeeded", "step": 2, "train_loss": 1.5, "val_loss": 1.75, "checkpoint": "ckpt_end"}
 
@@ -33,19 +29,6 @@ STORY = (
     (6, "checkpoint", {"step": 2, "id": "ckpt_end", "name": "checkpoint_end"}),
     (7, "done", {"state": "succeeded"}),
 )
-
-
-@pytest.fixture
-def ratchet(capsys: pytest.CaptureFixture[str]) -> Ratchet:
-    """Runs the command in this process; exit code, standard output, standard error."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as left:
-            main(arguments)
-        assert isinstance(left.value.code, int)
-        return left.value.code, *capsys.readouterr()
-
-    return run
 
 
 def options_of(command: str, ratchet: Ratchet) -> set[str]:

@@ -1,27 +1,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 
-import pytest
-
-from client.cli import main
-from tests.unit.client.conftest import JOB, FakeService
-
-Ratchet = Callable[..., tuple[int, str, str]]
+from tests.unit.client.conftest import JOB, FakeService, Ratchet
 
 DONE = {"name": "mine", "path": "mine", "size_bytes": 3 << 20, "kind": "model"}
-
-
-@pytest.fixture
-def ratchet(capsys: pytest.CaptureFixture[str]) -> Ratchet:
-    def run(*arguments: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as left:
-            main(arguments)
-        assert isinstance(left.value.code, int)
-        return left.value.code, *capsys.readouterr()
-
-    return run
 
 
 def test_a_checkpoint_becomes_a_model_of_that_name(service: FakeService, ratchet: Ratchet) -> None:

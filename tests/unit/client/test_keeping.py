@@ -1,25 +1,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 
 import pytest
 
-from client.cli import main
-from tests.unit.client.conftest import FakeService
-
-Ratchet = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def ratchet(capsys: pytest.CaptureFixture[str]) -> Ratchet:
-    def run(*arguments: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as left:
-            main(arguments)
-        assert isinstance(left.value.code, int)
-        return left.value.code, *capsys.readouterr()
-
-    return run
+from tests.unit.client.conftest import FakeService, Ratchet
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +27,6 @@ from worker.settings import WorkerSettings
 from worker.supervisor import Supervisor
 
 KEEP_TWO = {"training_steps": 40, "keep_checkpoints": 2}
-
-
-@pytest.fixture
-def db(tmp_path: Path) -> Iterator[Database]:
-    db = Database(f"sqlite:///{tmp_path / 'ratchet.db'}")
-    db.migrate()
-    yield db
-    db.close()
 
 
 @pytest.fixture

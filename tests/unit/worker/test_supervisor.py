@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +37,6 @@ class Unkillable:
 
     def stacks(self, _: float) -> list[str]:
         return []
-
-
-@pytest.fixture
-def db(tmp_path: Path) -> Iterator[Database]:
-    db = Database(f"sqlite:///{tmp_path / 'ratchet.db'}")
-    db.migrate()
-    yield db
-    db.close()
 
 
 @pytest.fixture
