@@ -18,7 +18,7 @@ from core.exactness import be_deterministic, departures, surroundings, warning_o
 from core.fingerprints import check_base, of_alphabet, of_base
 from core.legacy import restore_legacy_optimizer
 from core.models import LanguageModel
-from core.models.gpt2 import GPT2Wrapper
+from core.models.causal_lm import CausalLM
 from core.moments import restore_optimizer
 from core.opening import base_folder, hashes_of_base
 from core.parts import Parts, build_model, build_optimizer
@@ -93,7 +93,7 @@ def _parts(
     meanwhile: Meanwhile,
 ) -> Parts:
     """Model, with a checkpoint's weights if there is one, fresh optimizer, data."""
-    base = base_folder(config, resume, models_root) if config.model_type == "gpt2" else None
+    base = base_folder(config, resume, models_root) if config.is_pretrained else None
     # Before it is read: what changes from here on is not what was trained on.
     hashes = hashes_of_base(config, base, partial(of_base, meanwhile=meanwhile)) if base and config.use_lora else {}
     if resume:
@@ -124,7 +124,7 @@ def _model_and_data(
 ) -> tuple[LanguageModel, Tokenizer, TokenData]:
     if base:
         model = build_model(config, base=base)
-        assert isinstance(model, GPT2Wrapper)
+        assert isinstance(model, CausalLM)
         meanwhile()
         block_size = min(config.block_size, model.max_context)
         return model, model.tokenizer, prepare_gpt2_data(model.encode, source.text, block_size)

@@ -20,11 +20,33 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from core.errors import ConfigError, Difference
 from core.resume_rules import ResumeMode, merge
 
-ModelType = Literal["gpt2", "from_scratch"]
+ModelType = Literal["gpt2", "from_scratch", "causal_lm"]
+
+PRETRAINED = frozenset({"gpt2", "causal_lm"})
+"""Model types that start from a base's weights and tokenizer."""
 
 ConfigType = TypeVar("ConfigType", bound=BaseModel)
 
 BUNDLED_SOURCE = "training_data_final_merged.md"
+
+_PRETRAINED = {
+    "batch_size": 8,
+    "block_size": 128,
+    "training_steps": 200,
+    "eval_interval": 50,
+    "eval_iters": 10,
+    "n_embd": 768,
+    "n_head": 12,
+    "n_layer": 12,
+}
+_PRETRAINED_TEST = {
+    **_PRETRAINED,
+    "batch_size": 2,
+    "block_size": 32,
+    "training_steps": 10,
+    "eval_interval": 5,
+    "eval_iters": 2,
+}
 
 DEFAULTS: dict[tuple[str, bool], dict[str, int]] = {
     ("from_scratch", False): {
@@ -47,28 +69,12 @@ DEFAULTS: dict[tuple[str, bool], dict[str, int]] = {
         "n_head": 2,
         "n_layer": 2,
     },
-    ("gpt2", False): {
-        "batch_size": 8,
-        "block_size": 128,
-        "training_steps": 200,
-        "eval_interval": 50,
-        "eval_iters": 10,
-        "n_embd": 768,
-        "n_head": 12,
-        "n_layer": 12,
-    },
-    ("gpt2", True): {
-        "batch_size": 2,
-        "block_size": 32,
-        "training_steps": 10,
-        "eval_interval": 5,
-        "eval_iters": 2,
-        "n_embd": 768,
-        "n_head": 12,
-        "n_layer": 12,
-    },
+    ("gpt2", False): _PRETRAINED,
+    ("gpt2", True): _PRETRAINED_TEST,
+    ("causal_lm", False): _PRETRAINED,
+    ("causal_lm", True): _PRETRAINED_TEST,
 }
-"""(model_type, test_mode) → the defaults that depend on them. GPT-2 takes its three sizes from the base model."""
+"""(model_type, test_mode) → the defaults that depend on them. Pretrained models have their own three sizes."""
 
 
 class TrainingConfig(BaseModel):
@@ -77,12 +83,15 @@ class TrainingConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
     source: str = Field(BUNDLED_SOURCE, min_length=1, max_length=1024, description="Training text (UTF-8).")
-    model_type: ModelType = Field("from_scratch", description="`from_scratch` (character tokens) or `gpt2`.")
+    model_type: ModelType = Field(
+        "from_scratch",
+        description="`from_scratch`, `gpt2`, or `causal_lm` for any other pretrained model.",
+    )
     base_model: str = Field(
         "gpt2",
         min_length=1,
         max_length=1024,
-        description="For `gpt2`: a hub name or a local folder with weights and tokenizer.",
+        description="For pretrained models: a hub name or a local folder with weights and tokenizer.",
     )
     test_mode: bool = Field(False, description="Choose tiny defaults, for a run of seconds.")
     use_lora: bool = Field(False, description="Train low-rank adapters, not the whole model.")
@@ -141,13 +150,22 @@ class TrainingConfig(BaseModel):
         test_mode = _is_true(filled.get("test_mode", False))
         for name, value in DEFAULTS.get((str(model_type), test_mode), {}).items():
             filled.setdefault(name, value)
-        if model_type == "gpt2":
+        if model_type in PRETRAINED:
+            # GPT-2 is a model by itself; of the others there are thousands.
+            filled.setdefault("base_model", "gpt2" if model_type == "gpt2" else _NONE_GIVEN)
             filled.setdefault("learning_rate", 2e-4 if _is_true(filled.get("use_lora", False)) else 3e-5)
         steps = filled.get("training_steps")
         if str(steps).isdecimal():
             # A tenth of the run, so that a short run also reaches its peak rate.
             filled.setdefault("warmup_steps", min(100, max(1, int(str(steps)) // 10)))
         return filled
+
+    @field_validator("base_model", mode="before")
+    @classmethod
+    def _say_which_model(cls, base_model: Any) -> Any:
+        if base_model == _NONE_GIVEN:
+            raise ValueError("model_type 'causal_lm' needs one: the name of a model on the hub, or of a local folder")
+        return base_model
 
     @field_validator("n_head")
     @classmethod
@@ -156,6 +174,14 @@ class TrainingConfig(BaseModel):
         if info.data.get("model_type") == "from_scratch" and n_embd and n_embd % n_head:
             raise ValueError(f"n_embd ({n_embd}) must be divisible by n_head ({n_head}): each head gets an equal share")
         return n_head
+
+    @property
+    def is_pretrained(self) -> bool:
+        """Whether it starts from a base's weights and tokenizer."""
+        return self.model_type in PRETRAINED
+
+
+_NONE_GIVEN = ""
 
 
 class ScriptConfig(TrainingConfig):

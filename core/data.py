@@ -71,7 +71,7 @@ def prepare_data_and_tokenizer(
     Raises:
         SourceTooShort: fewer than block_size + 1 characters.
     """
-    assert model_type == "from_scratch", "GPT-2 brings a tokenizer of its own: see prepare_gpt2_data"
+    assert model_type == "from_scratch", "a pretrained model brings a tokenizer of its own: see prepare_gpt2_data"
     chosen = tokenizer or CharacterTokenizer.of_text(raw_text)
     return PreparedData(chosen, split_tokens(chosen.encode(raw_text), config.block_size))
 

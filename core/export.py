@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from core import disk
+from core.config import PRETRAINED
 from core.errors import ExportUnsupported, ModelExists
 from core.fingerprints import of_base, of_small_files
 from core.manifest import read_manifest
-from core.models.gpt2 import GPT2Wrapper
+from core.models.causal_lm import CausalLM
 from core.opening import open_for_generation
 from core.tokenizer import Tokenizer
 
@@ -56,7 +57,7 @@ def export(checkpoint: Path, models_root: Path, name: str | None = None, *, merg
         DiskFull, StorageError: the disk refused it, and nothing of it is left there.
     """
     manifest = read_manifest(checkpoint).manifest
-    if manifest.config.get("model_type") != "gpt2":
+    if manifest.config.get("model_type") not in PRETRAINED:
         raise ExportUnsupported(
             f"checkpoint '{manifest.name}' is a model from scratch, for which Hugging Face has no class: "
             "download its folder instead"
@@ -68,7 +69,7 @@ def export(checkpoint: Path, models_root: Path, name: str | None = None, *, merg
     _refuse_taken(models_root, name)
     # What is merged cannot be told apart from its base any more, so that has to be the true one to the last byte.
     model, tokenizer = open_for_generation(checkpoint, models_root, of_base if merges else of_small_files)
-    assert isinstance(model, GPT2Wrapper)
+    assert isinstance(model, CausalLM)
     if merges:
         model.merge()
     _publish(models_root, name, lambda folder: _write(folder, model, tokenizer), _size_of(model))
@@ -81,11 +82,11 @@ def _name_of(checkpoint: str, merged: bool) -> str:
     return f"{plain}_merged" if merged else plain
 
 
-def _size_of(model: GPT2Wrapper) -> int:
+def _size_of(model: CausalLM) -> int:
     return sum(tensor.nbytes for tensor in model.tensors().values()) + _SMALL_FILES_BYTES
 
 
-def _write(folder: Path, model: GPT2Wrapper, tokenizer: Tokenizer) -> None:
+def _write(folder: Path, model: CausalLM, tokenizer: Tokenizer) -> None:
     from safetensors.torch import save_file
 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.tensors().items()}

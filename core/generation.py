@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from core.config import TrainingConfig
 from core.errors import GenerationError
 from core.models import LanguageModel
 from core.tokenizer import Tokenizer
@@ -18,7 +19,7 @@ from core.tokenizer import Tokenizer
 GREEDY_BELOW = 1e-4
 """Dividing logits by less than this leaves nothing but the likeliest token, or infinities."""
 
-GPT2_PROMPT = "QUESTION: "
+DOMAIN_PROMPT = "QUESTION: "
 """A prompt from the domain of the bundled source."""
 
 
@@ -161,6 +162,6 @@ def _keep_likeliest(logits_V: Tensor, top_k: int | None, top_p: float | None) ->
     return logits_V
 
 
-def final_prompt(model_name: str) -> str:
-    """The prompt of the sample that ends a run: in-domain for GPT-2, the zero token (an empty prompt) otherwise."""
-    return GPT2_PROMPT if model_name.startswith("gpt2") else ""
+def final_prompt(config: TrainingConfig) -> str:
+    """Of the sample that ends a run: in-domain for pretrained models, the zero token (an empty prompt) otherwise."""
+    return DOMAIN_PROMPT if config.is_pretrained else ""

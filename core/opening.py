@@ -20,7 +20,7 @@ from core.legacy import restore_legacy_optimizer
 from core.manifest import Checkpoint, new_manifest, read_manifest
 from core.models import LanguageModel
 from core.models.base import find_base
-from core.models.gpt2 import GPT2Wrapper
+from core.models.causal_lm import CausalLM
 from core.parts import build_model, build_optimizer
 from core.state import OPTIMIZER_FILE, CheckpointContent, RunState, capture
 from core.state_file import HISTORY_FILE, STATE_FILE
@@ -54,13 +54,13 @@ def open_for_generation(
         return load_for_generation(load_checkpoint(path), models_root)
     checkpoint = read_manifest(path)
     config = parse(TrainingConfig, checkpoint.manifest.config)
-    if config.model_type != "gpt2":
+    if not config.is_pretrained:
         _verify(checkpoint, {_WEIGHTS, CHARACTERS_FILE})
         tokenizer = load_characters(path)
         return _from_scratch(config, tokenizer, load_tensors(path / _WEIGHTS)), tokenizer
     _verify(checkpoint, {_ADAPTERS} if config.use_lora else {_WEIGHTS, "config.json"})
     if not config.use_lora:
-        model, words = _gpt2(config, path)
+        model, words = _pretrained(config, path)
         return _ready(model), words
     base = find_base(config.base_model, models_root)
     check_base(
@@ -69,7 +69,7 @@ def open_for_generation(
         checkpoint.manifest.hashes,
         hashes_of_base(config, base, fingerprints),
     )
-    model, words = _gpt2(config, base)
+    model, words = _pretrained(config, base)
     model.load_tensors(load_tensors(path / _ADAPTERS))
     return _ready(model), words
 
@@ -81,13 +81,13 @@ def load_for_generation(content: CheckpointContent, models_root: Path | None = N
         CheckpointMismatch, ModelUnavailable, ConfigError: said in one sentence.
     """
     config = parse(TrainingConfig, content["config"])
-    if config.model_type == "gpt2":
+    if config.is_pretrained:
         base = base_folder(config, content, models_root)
         if config.use_lora:
             check_base(
                 config.base_model, content["name"], content["hashes"], hashes_of_base(config, base, of_small_files)
             )
-        model, tokenizer = _gpt2(config, base)
+        model, tokenizer = _pretrained(config, base)
         model.load_tensors(content["model_state_dict"])
         return _ready(model), tokenizer
     if not content["characters"]:
@@ -127,7 +127,7 @@ def adopt_legacy(path: Path, store: CheckpointStore, models_root: Path | None = 
 
 def load_base(name: str, models_root: Path | None = None) -> tuple[LanguageModel, Tokenizer]:
     """A base model as it is, ready to be asked, and its tokenizer."""
-    model = GPT2Wrapper(find_base(name, models_root), mapped=True)
+    model = CausalLM(find_base(name, models_root), mapped=True)
     return _ready(model), model.tokenizer
 
 
@@ -162,9 +162,9 @@ def _verify(checkpoint: Checkpoint, needed: set[str]) -> None:
     verify(replace(checkpoint, manifest=manifest.model_copy(update={"files": asked_for})))
 
 
-def _gpt2(config: TrainingConfig, base: Path) -> tuple[LanguageModel, Tokenizer]:
+def _pretrained(config: TrainingConfig, base: Path) -> tuple[LanguageModel, Tokenizer]:
     model = build_model(config, base=base, mapped=True)
-    assert isinstance(model, GPT2Wrapper)
+    assert isinstance(model, CausalLM)
     return model, model.tokenizer
 
 

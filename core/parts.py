@@ -68,19 +68,21 @@ def build_model(
 
     Args:
         vocab_size: For a model from scratch, the tokenizer's.
-        base: For GPT-2, the folder of the weights to start from; without it, `config.base_model` is looked up.
-        mapped: For GPT-2, leave the weights in their file's pages, see `GPT2Wrapper`.
+        base: For pretrained models, the folder to start from; without it, `config.base_model` is looked up.
+        mapped: For pretrained models, leave the weights in their file's pages, see `CausalLM`.
 
     Raises:
         ModelUnavailable: the base cannot be had.
     """
-    if config.model_type == "gpt2":
+    if config.is_pretrained:
         from core.models.base import find_base
+        from core.models.causal_lm import CausalLM
         from core.models.gpt2 import GPT2Wrapper
 
         folder = base or find_base(config.base_model)
         lora = (config.use_lora, config.lora_rank, config.lora_alpha, config.lora_dropout)
-        return GPT2Wrapper(folder, *lora, dropout=config.dropout, base_name=config.base_model, mapped=mapped)
+        kind = GPT2Wrapper if config.model_type == "gpt2" else CausalLM
+        return kind(folder, *lora, dropout=config.dropout, base_name=config.base_model, mapped=mapped)
     assert vocab_size is not None, "a model from scratch needs its tokenizer's vocabulary"
     shape = (vocab_size, config.block_size, config.n_embd, config.n_head, config.n_layer, config.dropout)
     if not config.use_lora:

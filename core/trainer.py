@@ -273,7 +273,7 @@ class Trainer:
     def sample(self) -> None:
         """The text that ends a run; cut short if a stop is asked for, since the result is already kept."""
         config = self.parts.config
-        prompt = final_prompt(self.parts.model.name)
+        prompt = final_prompt(config)
         sampling = Sampling(config.max_new_tokens, config.temperature, config.top_k, seed=config.seed)
         pieces: list[str] = []
         for piece in Completion(self.parts.model, self.parts.tokenizer, prompt, sampling):

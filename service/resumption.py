@@ -128,7 +128,7 @@ class Resumption:
         A base in the hub's cache is the worker's to look at.
         """
         folder = self._intake.settings.models / config.base_model
-        if not (config.model_type == "gpt2" and config.use_lora and folder.is_dir()):
+        if not (config.is_pretrained and config.use_lora and folder.is_dir()):
             return
         check_base(config.base_model, manifest.name, manifest.hashes, of_small_files(folder))
 

@@ -48,8 +48,8 @@ DEFAULTS_INTRO = """
 """
 
 DEFAULTS_NOTE = """
-GPT-2 takes its three sizes from the base model. `LEARNING_RATE` is 0.001 from scratch, 3e-05 for GPT-2, 0.0002 for
-GPT-2 with LoRA. `WARMUP_STEPS` is a tenth of the run, at most 100.
+Pretrained models have their own three sizes. `LEARNING_RATE` is 0.001 from scratch, 3e-05 for pretrained models, 0.0002
+for those with LoRA. `WARMUP_STEPS` is a tenth of the run, at most 100.
 """
 
 

@@ -1,145 +1,25 @@
-"""GPT-2 from pretrained weights, trained whole or through low-rank adapters.
-
-Shapes: B batch, T time, V vocabulary.
-"""
+"""GPT-2, under the names that its checkpoints have always had."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from core.errors import CheckpointMismatch
-from core.losses import next_token_loss
-from core.models import LanguageModel
-from core.models.lora import adapter_config, wrap_with_adapters
-from core.models.pretrained import load_gpt2, load_tokenizer
-from core.tokenizer import PretrainedTokenizer, TokenIds
+from core.models.causal_lm import CausalLM
+from core.models.folder import unusable
+from core.models.pretrained import family_of
 
 
-class GPT2Wrapper(LanguageModel):
-    """A Hugging Face GPT-2 with its tokenizer.
-
-    Args:
-        base: Folder with `config.json`, safetensors weights and tokenizer files.
-        use_lora: Freeze the base and train adapters on every linear layer but the head.
-        lora_rank: Rank of the adapters.
-        lora_alpha: Scale of the adapters is alpha / rank.
-        lora_dropout: Dropout before each adapter.
-        dropout: Dropout of embeddings, attention and residuals.
-        base_name: How the adapter's configuration names its base.
-        mapped: Leave the weights where they are read from, for a model that is only asked.
+class GPT2Wrapper(CausalLM):
+    """A `CausalLM` that is a GPT-2: checkpoints are called `gpt2` or `gpt2_lora`, whatever the base's folder is called.
 
     Raises:
-        ModelUnavailable: the folder cannot be used.
+        ModelUnavailable: the folder cannot be used, or holds another architecture.
     """
 
-    def __init__(
-        self,
-        base: Path,
-        use_lora: bool = False,
-        lora_rank: int = 8,
-        lora_alpha: float = 16.0,
-        lora_dropout: float = 0.0,
-        dropout: float = 0.0,
-        base_name: str | None = None,
-        mapped: bool = False,
-    ) -> None:
-        super().__init__()
-        model = load_gpt2(base, dropout)
-        if not (mapped or use_lora):
-            # What trains is on pages of its own: an update would copy each of the file's anyway, and sums come out to
-            # the last bit as they do on memory that torch aligned.
-            _own_pages(model)
-        model.name_or_path = base_name or str(base)
-        self.vocab_size = int(model.config.vocab_size)
-        self.max_context = int(model.config.max_position_embeddings)
-        self.tokenizer = PretrainedTokenizer(load_tokenizer(base, model.config), self.vocab_size)
-        self.use_lora = use_lora
-        self.network: Any = model
-        if use_lora:
-            self.network = _with_adapters(model, lora_rank, lora_alpha, lora_dropout)
-            self.weights_file = "adapter_model.safetensors"
-
-    @property
-    def name(self) -> str:  # type: ignore[override]  # one class, two names
-        """`gpt2`, or `gpt2_lora`."""
-        return "gpt2_lora" if self.use_lora else "gpt2"
-
-    def encode(self, text: str) -> TokenIds:
-        """Ids without special tokens, shape (T,)."""
-        return self.tokenizer.encode(text)
-
-    def decode(self, ids: Any) -> str:
-        """The text of ids, shape (T,)."""
-        return self.tokenizer.decode(ids)
-
-    def forward(self, ids_BT: Tensor, targets_BT: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Logits (B, T, V) and the loss."""
-        logits_BTV = self.network(input_ids=ids_BT, use_cache=False).logits
-        return logits_BTV, None if targets_BT is None else next_token_loss(logits_BTV, targets_BT)
-
-    def predict(self, ids_BT: Tensor, cache: Any = None) -> tuple[Tensor, Any]:
-        """Logits (B, V) of the next token; the cache is transformers' own."""
-        said = self.network(input_ids=ids_BT, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        return said.logits[:, -1], said.past_key_values
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The adapters alone, or all weights with the tied head left out, under Hugging Face's own names."""
-        if self.use_lora:
-            from peft import get_peft_model_state_dict
-
-            # Left to itself, peft asks the hub whether the base has grown tokens; none here ever does.
-            return dict(get_peft_model_state_dict(self.network, save_embedding_layers=False))
-        tied = set(self.network.all_tied_weights_keys)
-        return {name: tensor for name, tensor in self.network.state_dict().items() if name not in tied}
-
-    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """The adapters, or all weights."""
-        expected = self.tensors()
-        wrong = sorted(set(expected) ^ set(tensors)) or [
-            name for name, tensor in tensors.items() if tensor.shape != expected[name].shape
-        ]
-        if wrong:
-            raise CheckpointMismatch(f"the weights are not of this model's shape: {', '.join(wrong[:5])}")
-        for name, tensor in tensors.items():
-            expected[name].copy_(tensor)
-
-    def merge(self) -> None:
-        """Add the adapters to the weights they were trained on: from here on this is a plain GPT-2."""
-        self.network = self.network.merge_and_unload()
-        self.use_lora = False
-        self.weights_file = "model.safetensors"
-
-    def describe(self, folder: Path) -> None:
-        """Write `adapter_config.json`, or the model's `config.json`."""
-        if self.use_lora:
-            self.network.peft_config["default"].save_pretrained(folder)
-            path = folder / "adapter_config.json"
-            said = json.loads(path.read_text())
-            # peft keeps them in a set, whose order is another one in every process.
-            path.write_text(json.dumps({**said, "target_modules": sorted(said["target_modules"])}, indent=2))
-        else:
-            self.network.config.save_pretrained(folder)
-
-
-def _own_pages(model: Any) -> None:
-    for parameter in model.parameters():
-        parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
-
-
-def _with_adapters(model: Any, rank: int, alpha: float, dropout: float) -> Any:
-    config = adapter_config(
-        "all-linear",
-        rank,
-        alpha,
-        dropout,
-        task_type="CAUSAL_LM",
-        base_model_name_or_path=model.name_or_path,
-        # GPT-2 keeps its matrices as (in, out); peft asks to be told.
-        fan_in_fan_out=True,
-    )
-    return wrap_with_adapters(model, config)
+    def __init__(self, base: Path, *args: Any, **settings: Any) -> None:
+        family = family_of(base)
+        if family != "gpt2":
+            raise unusable(base, f"its config.json says model_type {family!r}: train it with model_type 'causal_lm'")
+        super().__init__(base, *args, **settings)
+        self.short_name = "gpt2"

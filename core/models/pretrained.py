@@ -1,88 +1,87 @@
-"""A Hugging Face folder of GPT-2 as it comes from anywhere: its files are looked at, and nothing in it is obeyed.
+"""A pretrained model from a Hugging Face folder as it comes from anywhere: nothing that the folder asks for is done.
 
-transformers would follow what a folder asks for: an adapter's base elsewhere, code to import, kernels from the hub,
-weights under another name. So of `config.json` only the model's shape is taken, weights are read here, and transformers
-is given both.
+transformers would follow it: an adapter's base elsewhere, code to import, kernels from the hub, weights under another
+name. So of `config.json` only the settings that shape the model are taken, weights are read here, and transformers is
+given both. Before a model is built, it is laid out without memory: a configuration may claim any size.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from core.errors import CheckpointError, ModelUnavailable
-from core.outside import read_plain
-from core.weights import load_tensors
+from core.errors import ModelUnavailable
+from core.models.folder import check_tokenizer_files, read_config, read_weights, unusable
 
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-MAX_CONFIG_BYTES = 1 << 20
-MAX_INDEX_BYTES = 16 << 20
-MAX_TOKENIZER_BYTES = 64 << 20
+MAX_LAYERS = 10_000
+"""Of layers, or of experts in one."""
 
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.json",
-    "merges.txt",
-    "added_tokens.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
+MAX_BUFFER_NUMBERS = 1 << 30
+"""What a model computes for itself: masks, angles."""
+
+_OLDER_NAMES = frozenset({"rope_theta", "rope_scaling", "partial_rotary_factor", "rotary_pct", "rotary_emb_base"})
+"""Of rotary positions; transformers turns them into its own `rope_parameters`."""
+
+_DROPOUT = re.compile(
+    r"(attn|embd|resid|emb)_pdrop|((attention|attention_probs|hidden|activation|embed|embedding|resid)_)?dropout(_prob)?"
 )
+"""As families call the places where they have one."""
 
-_SHAPE = (
-    "vocab_size",
-    "n_positions",
-    "n_embd",
-    "n_layer",
-    "n_head",
-    "n_inner",
-    "activation_function",
-    "layer_norm_epsilon",
-    "initializer_range",
-    "scale_attn_weights",
-    "scale_attn_by_inverse_layer_idx",
-    "reorder_and_upcast_attn",
-    "tie_word_embeddings",
-    "bos_token_id",
-    "eos_token_id",
-    "pad_token_id",
-)
+_CAUSAL = re.compile(r"\w+(ForCausalLM|LMHeadModel)")
 
 
-def load_gpt2(folder: Path, dropout: float = 0.0) -> Any:
-    """The `GPT2LMHeadModel` of a folder in fp32; its weights are the pages of the folder's files wherever they can be.
+def load_causal_lm(folder: Path, dropout: float = 0.0) -> Any:
+    """The causal language model of a folder in fp32; weights are the pages of the folder's files wherever they can be.
 
     Args:
-        dropout: Of embeddings, attention and residuals.
+        dropout: At each place where the family has one.
 
     Raises:
         ModelUnavailable: says what of the folder cannot be used.
     """
-    from transformers import GPT2Config, GPT2LMHeadModel
-    from transformers.utils import logging
-
-    # A bar for weights that load in a blink would be the first line of every log.
-    logging.disable_progress_bar()
-    said = _config(folder)
-    weights = _named_as_the_model(_weights(folder), said)
-    _check_shape(folder, said, weights)
-    drops = {"attn_pdrop": dropout, "embd_pdrop": dropout, "resid_pdrop": dropout}
-    try:
-        config = GPT2Config(**said, **drops, architectures=["GPT2LMHeadModel"])
-        model, found = GPT2LMHeadModel.from_pretrained(
+    said = read_config(folder)
+    config_class, model_class = _classes(folder, said)
+    weights = read_weights(folder)
+    if odd := [name for name, tensor in weights.items() if not tensor.is_floating_point()]:
+        # Masks that older files keep among their weights are computed anew.
+        if not all(name.endswith("bias") for name in odd):
+            raise unusable(folder, f"its weights {odd[0]} are no floating-point numbers")
+        weights = {name: tensor for name, tensor in weights.items() if name not in odd}
+    _check_counts(folder, said, config_class, len(weights))
+    _be_quiet()
+    with _one_sentence(folder):
+        config = config_class(**{**_shape(config_class, said), **_drops(config_class, dropout)})
+        config.architectures = [model_class.__name__]
+        with torch.device("meta"):
+            laid_out = model_class(config)
+        _check_fit(folder, laid_out, weights)
+        # The model's own class, not the automatic one: that would look for what the folder asks for.
+        model, found = model_class.from_pretrained(
             None, config=config, state_dict=weights, dtype=torch.float32, output_loading_info=True
         )
-    except (ValueError, TypeError, KeyError, RuntimeError, ZeroDivisionError) as error:
-        raise _unusable(folder, f"its config.json does not fit its weights: {_first_line(error)}") from None
     if missing := sorted(found["missing_keys"]):
-        raise _unusable(folder, f"its weights lack {', '.join(missing[:3])}")
+        raise unusable(folder, f"its weights lack {', '.join(missing[:3])}")
+    _check_all_used(folder, found["unexpected_keys"], model)
     return model
+
+
+def family_of(folder: Path) -> str:
+    """What `config.json` calls the architecture: `gpt2`, `llama`, …
+
+    Raises:
+        ModelUnavailable: it does not say it.
+    """
+    said = read_config(folder)
+    if not isinstance(said.get("model_type"), str):
+        raise unusable(folder, f"its config.json says model_type {said.get('model_type')!r}")
+    return str(said["model_type"])
 
 
 def load_tokenizer(folder: Path, config: Any) -> Any:
@@ -93,111 +92,104 @@ def load_tokenizer(folder: Path, config: Any) -> Any:
     """
     from transformers import AutoTokenizer
 
-    there = [name for name in TOKENIZER_FILES if (folder / name).exists()]
-    for name in there:
-        _read(folder, name, MAX_TOKENIZER_BYTES)
-    if not {"tokenizer.json", "vocab.json"}.intersection(there):
-        raise _unusable(folder, "it has no tokenizer.json, and no vocab.json and merges.txt")
+    check_tokenizer_files(folder)
     try:
         found = AutoTokenizer.from_pretrained(folder, config=config, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # The tokenizers library raises no class of its own.
-        raise _unusable(folder, f"its tokenizer cannot be read: {_first_line(error)}") from None
+        raise unusable(folder, f"its tokenizer cannot be read: {_first_line(error)}") from None
     # What it asked for is not passed on to those who may obey it.
     found.init_kwargs.pop("auto_map", None)
     return found
 
 
-def _config(folder: Path) -> dict[str, Any]:
-    """The shape that `config.json` tells."""
-    try:
-        said = json.loads(_read(folder, "config.json", MAX_CONFIG_BYTES))
-    except (ValueError, RecursionError):
-        raise _unusable(folder, "its config.json is no JSON") from None
-    kind = said.get("model_type") if isinstance(said, dict) else None
-    if kind != "gpt2":
-        raise _unusable(folder, f"its config.json says model_type {kind!r}, and it has to be 'gpt2'")
+def _classes(folder: Path, said: Mapping[str, Any]) -> tuple[Any, Any]:
+    """The configuration's class and the model's, both transformers' own."""
+    from transformers import AutoModelForCausalLM
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    family = said.get("model_type")
     if said.get("quantization_config"):
-        raise _unusable(folder, "its weights are quantized")
-    return {name: said[name] for name in _SHAPE if name in said}
+        raise unusable(folder, "its weights are quantized")
+    config_class: Any = CONFIG_MAPPING[family] if isinstance(family, str) and family in CONFIG_MAPPING else None
+    model_class: Any = AutoModelForCausalLM._model_mapping.get(config_class, None) if config_class else None
+    if not _CAUSAL.fullmatch(getattr(model_class, "__name__", "")):
+        raise unusable(
+            folder, f"its config.json says model_type {family!r}, of which no causal language model is known"
+        )
+    if config_class.sub_configs_defaults:
+        raise unusable(folder, f"its config.json says model_type {family!r}, whose models are made of several in one")
+    return config_class, model_class
 
 
-def _weights(folder: Path) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = {}
-    for name in _weight_files(folder):
-        try:
-            tensors = load_tensors(folder / name, is_link_allowed=_is_own_link(folder, name))
-        except CheckpointError as error:
-            raise _unusable(folder, error.message) from None
-        if repeated := found.keys() & tensors.keys():
-            raise _unusable(folder, f"two of its files have the weights {min(repeated)}")
-        found |= tensors
-    return found
+def _shape(config_class: Any, said: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of the family itself, without those that every configuration has: they only say what to do with it."""
+    from transformers import PreTrainedConfig
+
+    common = {field.name for field in fields(PreTrainedConfig)}
+    own = {field.name for field in fields(config_class)} - common
+    return {name: said[name] for name in (own | _OLDER_NAMES | config_class.attribute_map.keys()) & said.keys()}
 
 
-def _weight_files(folder: Path) -> list[str]:
-    """Names of the files that together have all weights."""
-    if (folder / WEIGHTS).exists():
-        return [WEIGHTS]
-    if not (folder / INDEX).exists():
-        raise _unusable(folder, f"it has no {WEIGHTS} and no {INDEX}")
+def _drops(config_class: Any, dropout: float) -> dict[str, float]:
+    return {field.name: dropout for field in fields(config_class) if _DROPOUT.fullmatch(field.name)}
+
+
+def _check_counts(folder: Path, said: Mapping[str, Any], config_class: Any, num_weights: int) -> None:
+    """Before so much as a list of layers is made."""
+    layers = {"num_hidden_layers", config_class.attribute_map.get("num_hidden_layers")}
+    for name, value in said.items():
+        if isinstance(value, int) and (
+            (name in layers and value > num_weights) or (re.search("layer|expert", name) and value > MAX_LAYERS)
+        ):
+            raise unusable(folder, f"its config.json says {name} {value}, and it has {num_weights} weights")
+
+
+def _check_fit(folder: Path, laid_out: Any, weights: Mapping[str, Tensor]) -> None:
+    """Compare what the configuration asks for with what is there, weight by weight, and in all."""
+    wanted = laid_out.state_dict()
+    prefix = f"{laid_out.base_model_prefix}."
+    num_known = 0
+    for name, tensor in weights.items():
+        same = next((n for n in (name, f"{prefix}{name}", name.removeprefix(prefix)) if n in wanted), None)
+        num_known += same is not None
+        if same is not None and wanted[same].shape != tensor.shape:
+            asked, there = tuple(wanted[same].shape), tuple(tensor.shape)
+            raise unusable(folder, f"its config.json does not fit its weights: {name} should be {asked} and is {there}")
+    if not num_known:
+        raise unusable(folder, f"its weights are not those of a {laid_out.config.model_type!r}")
+    own = {id(parameter): parameter.numel() for parameter in laid_out.parameters()}
+    if sum(own.values()) > 2 * sum(tensor.numel() for tensor in weights.values()):
+        raise unusable(folder, "its config.json asks for more weights than it has")
+    if sum(buffer.numel() for buffer in laid_out.buffers()) > MAX_BUFFER_NUMBERS:
+        raise unusable(folder, "its config.json asks for tables larger than any that are known")
+
+
+def _check_all_used(folder: Path, unexpected: Any, model: Any) -> None:
+    """What older releases kept beside the weights is left; a whole layer that the configuration forgets is not."""
+    wanted = model.state_dict().keys()
+    for name in sorted(unexpected):
+        first = re.sub(r"\.\d+\.", ".0.", name, count=1)
+        if first in wanted or f"{model.base_model_prefix}.{first}" in wanted:
+            raise unusable(folder, f"its config.json leaves out its weights {name}")
+
+
+@contextmanager
+def _one_sentence(folder: Path) -> Iterator[None]:
+    """Whatever a constructor of transformers says about settings that make no sense."""
     try:
-        names = sorted(set(json.loads(_read(folder, INDEX, MAX_INDEX_BYTES))["weight_map"].values()))
-        plain = all(Path(name).name == name and name.endswith(".safetensors") for name in names)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise _unusable(folder, f"its {INDEX} does not say which file has which weights") from None
-    if not plain:
-        raise _unusable(folder, f"its {INDEX} names files that are not in the folder itself")
-    return names
+        yield
+    except ModelUnavailable:
+        raise
+    except Exception as error:  # Each family checks its settings in its own way, or stumbles.
+        raise unusable(folder, f"its config.json does not fit its weights: {_first_line(error)}") from None
 
 
-def _read(folder: Path, name: str, max_bytes: int) -> bytes:
-    try:
-        return read_plain(folder / name, max_bytes, is_link_allowed=_is_own_link(folder, name))
-    except CheckpointError as error:
-        raise _unusable(folder, error.message) from None
+def _be_quiet() -> None:
+    """What transformers says is not for the user of a run: bars, tables of weights, hints for its own callers."""
+    from transformers.utils import logging
 
-
-def _is_own_link(folder: Path, name: str) -> bool:
-    """Whether it is a link as the hub's cache has them: `snapshots/<revision>/<name>` → `blobs/<hash>`."""
-    path = folder / name
-    if folder.parent.name != "snapshots" or not path.is_symlink():
-        return False
-    return path.resolve().parent == (folder.parent.parent / "blobs").resolve()
-
-
-def _named_as_the_model(tensors: Mapping[str, Tensor], said: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Weights under the names of `GPT2LMHeadModel`; the masks that older files keep among them are left out."""
-    named = {
-        name if name.startswith(("transformer.", "lm_head.")) else f"transformer.{name}": tensor
-        for name, tensor in tensors.items()
-        if not name.endswith((".attn.bias", ".attn.masked_bias"))
-    }
-    if said.get("tie_word_embeddings", True):
-        named.pop("lm_head.weight", None)
-    return named
-
-
-def _check_shape(folder: Path, said: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
-    """Before a model is built as large as `config.json` says: it may say anything."""
-    if odd := [name for name, tensor in weights.items() if not tensor.is_floating_point()]:
-        raise _unusable(folder, f"its weights {odd[0]} are no floating-point numbers")
-    tokens, places = (weights.get(f"transformer.{name}.weight") for name in ("wte", "wpe"))
-    if tokens is None or places is None or tokens.dim() != 2 or places.dim() != 2:
-        raise _unusable(folder, "its weights are not those of a GPT-2")
-    layers = {name.split(".")[2] for name in weights if name.startswith("transformer.h.")}
-    found = {"vocab_size": tokens.shape[0], "n_embd": tokens.shape[1], "n_positions": places.shape[0]}
-    found["n_layer"] = len(layers)
-    usual = {"vocab_size": 50257, "n_embd": 768, "n_positions": 1024, "n_layer": 12}
-    for name, size in found.items():
-        if said.get(name, usual[name]) != size:
-            raise _unusable(folder, f"its config.json says {name} {said.get(name)}, and its weights have {size}")
-    inner = said.get("n_inner")
-    if inner is not None and (type(inner) is not int or not 0 < inner <= 64 * found["n_embd"]):
-        raise _unusable(folder, f"its config.json says n_inner {inner}")
-
-
-def _unusable(folder: Path, why: str) -> ModelUnavailable:
-    return ModelUnavailable(f"the folder '{folder.name}' is no base model that can be used: {why}", field="base_model")
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
 
 
 def _first_line(error: Exception) -> str:

@@ -135,7 +135,7 @@ def test_an_empty_checkpoint_path_is_no_fresh_run(folder: Path) -> None:
         ({"TRAINING_DATA_SOURCE": "short.md"}, "has 12 tokens, but block_size 128 needs at least 129"),
         ({"BATCH_SIZE": "lots"}, "BATCH_SIZE: input should be a valid integer"),
         ({"N_EMBD": "130", "N_HEAD": "4"}, "n_embd (130) must be divisible by n_head (4)"),
-        ({"MODEL_TYPE": "gpt3"}, "MODEL_TYPE: input should be 'gpt2' or 'from_scratch'"),
+        ({"MODEL_TYPE": "gpt3"}, "MODEL_TYPE: input should be 'gpt2', 'from_scratch' or 'causal_lm'"),
         ({"CHECKPOINT_PATH": "checkpoints/checkpoint_nobody"}, "no checkpoint at 'checkpoints/checkpoint_nobody'"),
         ({"CHECKPOINT_DIR": "empty.md"}, "File exists: 'empty.md'"),
         ({"DEVICE": "cuda:99"}, "device 'cuda:99' is not on this machine"),

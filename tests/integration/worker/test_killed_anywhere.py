@@ -15,7 +15,7 @@ from core.sources import SourceText
 from jobs import catalog
 from jobs.tables import FINAL, State
 from tests.integration.worker.conftest import TEXT, TINY, Bench
-from tests.tiny_models import make_gpt2_folder
+from tests.tiny_models import make_model_folder
 
 RUN = {"training_steps": 30, "checkpoint_interval": 10, "eval_interval": 15, "dropout": 0.1}
 MANY = {"MAX_ATTEMPTS": 50, "MAX_FAILURES_IN_A_ROW": 50, "RETRY_SECONDS": 0}
@@ -122,6 +122,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "from scratch, two processes": {"num_processes": 2, "precision": "bf16", "gradient_accumulation_steps": 2},
     "adapters from scratch": {"use_lora": True, "lora_dropout": 0.1},
     "gpt2": {"model_type": "gpt2", "precision": "bf16"},
+    "llama": {"model_type": "causal_lm", "precision": "bf16"},
     "adapters of gpt2": {"model_type": "gpt2", "use_lora": True, "lora_dropout": 0.1},
 }
 
@@ -129,7 +130,8 @@ KINDS: dict[str, dict[str, Any]] = {
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_a_run_of_any_kind_whose_processes_are_killed_ends_as_if_nothing_had_happened(bench: Bench, kind: str) -> None:
-    make_gpt2_folder(bench.folder / "models" / "small", TEXT)
+    family = "llama" if kind == "llama" else "gpt2"
+    make_model_folder(bench.folder / "models" / "small", TEXT, family)
     run = {**RUN, "base_model": str(bench.folder / "models" / "small"), "learning_rate": 1e-3, **KINDS[kind]}
     # Every rank comes by these places, and whoever is first dies.
     sites = ["child.begun", "trainer.updating", "trainer.updated", "checkpoint.renaming"]

@@ -13,7 +13,7 @@ from core.config import TrainingConfig, parse
 from core.events import Event
 from core.sources import SourceText, read_source
 from core.trainer import Trainer
-from tests.tiny_models import make_gpt2_folder
+from tests.tiny_models import make_gpt2_folder, make_model_folder
 
 TEXT = "\n\n".join(f"QUESTION: What is {a} plus {b}?\nANSWER: It is {a + b}." for a in range(12) for b in range(12))
 
@@ -22,6 +22,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "from_scratch_lora": {"model_type": "from_scratch", "use_lora": True, "lora_dropout": 0.1},
     "gpt2": {"model_type": "gpt2", "learning_rate": 1e-3},
     "gpt2_lora": {"model_type": "gpt2", "use_lora": True, "lora_dropout": 0.1, "learning_rate": 1e-3},
+    "llama": {"model_type": "causal_lm", "learning_rate": 1e-3},
+    "llama_lora": {"model_type": "causal_lm", "use_lora": True, "lora_dropout": 0.1, "learning_rate": 1e-3},
 }
 
 
@@ -39,6 +41,11 @@ def gpt2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_gpt2_folder(tmp_path_factory.mktemp("models") / "tiny-gpt2", TEXT)
 
 
+@pytest.fixture(scope="session")
+def llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model_folder(tmp_path_factory.mktemp("models") / "tiny-llama", TEXT, "llama")
+
+
 @pytest.fixture
 def source(tmp_path: Path) -> SourceText:
     path = tmp_path / "sums.md"
@@ -52,11 +59,11 @@ def store(tmp_path: Path) -> CheckpointStore:
 
 
 @pytest.fixture
-def config(gpt2_folder: Path) -> Callable[..., TrainingConfig]:
+def config(gpt2_folder: Path, llama_folder: Path) -> Callable[..., TrainingConfig]:
     def config(kind: str = "from_scratch", **given: Any) -> TrainingConfig:
         tiny = {
             "source": "sums.md",
-            "base_model": str(gpt2_folder),
+            "base_model": str(llama_folder if kind.startswith("llama") else gpt2_folder),
             "test_mode": True,
             "training_steps": 8,
             "eval_interval": 4,

@@ -123,26 +123,29 @@ def test_what_is_written_passes_nothing_of_it_on(
 
 
 WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
-    "another model": (lambda f: tell(f, "config.json", model_type="llama"), "model_type 'llama', and it has to be"),
+    "another model": (lambda f: tell(f, "config.json", model_type="llama"), "its weights are not those of a 'llama'"),
     "no model_type": (lambda f: (f / "config.json").write_text("{}"), "model_type None"),
-    "a list": (lambda f: (f / "config.json").write_text("[]"), "model_type None"),
+    "a list": (lambda f: (f / "config.json").write_text("[]"), "no object with settings"),
     "no json": (lambda f: (f / "config.json").write_text("{"), "is no JSON"),
     "deep json": (lambda f: (f / "config.json").write_text("[" * 100_000), "is no JSON"),
     "endless json": (lambda f: (f / "config.json").write_text(" " * (2 << 20)), "more than 1048576 bytes"),
     "quantized": (lambda f: tell(f, "config.json", quantization_config={"bits": 4}), "quantized"),
     "a billion layers": (
         lambda f: tell(f, "config.json", n_layer=10**9),
-        "says n_layer 1000000000, and its weights have 2",
+        "says n_layer 1000000000, and it has 28 weights",
     ),
-    "a wide model": (lambda f: tell(f, "config.json", n_embd=10**6), "says n_embd 1000000, and its weights have 32"),
-    "a wide layer": (lambda f: tell(f, "config.json", n_inner=10**9), "says n_inner 1000000000"),
-    "a text for a number": (lambda f: tell(f, "config.json", n_embd="32"), "says n_embd 32"),
+    "a wide model": (lambda f: tell(f, "config.json", n_embd=10**6), "should be (3000000,) and is (96,)"),
+    "a wide layer": (lambda f: tell(f, "config.json", n_inner=10**9), "should be (1000000000,) and is (128,)"),
+    "a text for a number": (lambda f: tell(f, "config.json", n_embd="32"), "field 'n_embd'"),
     "no heads": (lambda f: tell(f, "config.json", n_head=0), "does not fit its weights"),
     "odd heads": (lambda f: tell(f, "config.json", n_head=5), "does not fit its weights"),
     "no such activation": (lambda f: tell(f, "config.json", activation_function="evil"), "does not fit its weights"),
     "another layer": (lambda f: tell(f, "config.json", n_inner=64), "does not fit its weights"),
     "fewer weights": (lambda f: rewrite(f, lambda w: w.pop("transformer.ln_f.weight")), "lack transformer.ln_f.weight"),
-    "no embedding": (lambda f: rewrite(f, lambda w: w.pop("transformer.wte.weight")), "not those of a GPT-2"),
+    "no embedding": (
+        lambda f: rewrite(f, lambda w: w.pop("transformer.wte.weight")),
+        "lack lm_head.weight, transformer.wte.weight",
+    ),
     "whole numbers": (
         lambda f: rewrite(f, lambda w: w.update(a=torch.zeros(2, dtype=torch.int64))),
         "no floating-point",

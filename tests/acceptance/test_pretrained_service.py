@@ -1,4 +1,4 @@
-"""GPT-2 over HTTP: the base is a name below the models root, whole or through LoRA."""
+"""Pretrained models over HTTP: the base is a name below the models root, whole or through LoRA."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.acceptance.conftest import Ratchet
-from tests.tiny_models import make_gpt2_folder
+from tests.tiny_models import make_gpt2_folder, make_model_folder
 
 TINY = {"model_type": "gpt2", "training_steps": 6, "checkpoint_interval": 3, "eval_interval": 3, "max_new_tokens": 5}
 
@@ -19,19 +19,32 @@ def ratchet(
     tmp_path_factory: pytest.TempPathFactory, started: Callable[..., Any], bundled_source: Path
 ) -> Iterator[Ratchet]:
     folder = tmp_path_factory.mktemp("gpt2")
-    make_gpt2_folder(folder / "models" / "tiny-gpt2", bundled_source.read_text()[:50_000])
+    text = bundled_source.read_text()[:50_000]
+    make_gpt2_folder(folder / "models" / "tiny-gpt2", text)
+    make_model_folder(folder / "models" / "tiny-llama", text, "llama")
     with started(folder / "data", "--models", str(folder / "models")) as up:
         yield up
 
 
-@pytest.mark.parametrize("use_lora", [False, True])
-def test_gpt2_is_trained_resumed_and_talked_to(ratchet: Ratchet, use_lora: bool) -> None:
-    job = ratchet.submit(**TINY, base_model="tiny-gpt2", use_lora=use_lora)
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ({"base_model": "tiny-gpt2"}, "gpt2_training"),
+        ({"base_model": "tiny-gpt2", "use_lora": True}, "gpt2_lora_"),
+        ({"base_model": "tiny-llama", "model_type": "causal_lm"}, "tiny-llama_training"),
+        ({"base_model": "tiny-llama", "model_type": "causal_lm", "use_lora": True}, "tiny-llama_lora_"),
+    ],
+    ids=lambda given: given if isinstance(given, str) else "",
+)
+def test_a_pretrained_model_is_trained_resumed_and_talked_to(
+    ratchet: Ratchet, given: dict[str, Any], name: str
+) -> None:
+    job = ratchet.submit(**{**TINY, **given})
     text = ratchet.follow(job["id"])
     assert "✅ Training finished at step 6" in text
     assert "✨ The model writes after 'QUESTION: '" in text
     middle = ratchet.http.get("/checkpoints", params={"job": job["id"]}).json()["data"][1]
-    assert middle["name"].startswith("checkpoint_gpt2_lora_" if use_lora else "checkpoint_gpt2_training")
+    assert middle["name"].startswith(f"checkpoint_{name}")
     resumed = ratchet.http.post(f"/jobs/{middle['id']}/resume", json={"training_steps": 2}).json()
     assert "✅ Training finished at step 5" in ratchet.follow(resumed["id"])
     ask = {"checkpoint": middle["id"], "prompt": "QUESTION: ", "max_new_tokens": 5}
@@ -43,6 +56,12 @@ def test_a_base_model_can_be_talked_to_as_it_is(ratchet: Ratchet) -> None:
     assert answer.json()["usage"]["completion_tokens"] == 4
 
 
+def test_a_model_that_is_not_named_is_asked_for(ratchet: Ratchet) -> None:
+    answer = ratchet.http.post("/jobs", json={**TINY, "model_type": "causal_lm"})
+    assert answer.status_code == 422
+    assert [item["field"] for item in answer.json()["errors"]] == ["base_model"]
+
+
 @pytest.mark.parametrize("name", ["/etc", "../models/tiny-gpt2", "./tiny-gpt2", "a/b/c"])
 def test_a_path_is_no_name_of_a_model(ratchet: Ratchet, name: str) -> None:
     answer = ratchet.http.post("/jobs", json={**TINY, "base_model": name})
@@ -52,7 +71,8 @@ def test_a_path_is_no_name_of_a_model(ratchet: Ratchet, name: str) -> None:
 
 @pytest.mark.parametrize("use_lora", [False, True])
 def test_a_checkpoint_is_exported_and_is_the_base_of_the_next_run(ratchet: Ratchet, use_lora: bool) -> None:
-    job = ratchet.submit(**TINY, base_model="tiny-gpt2", use_lora=use_lora)
+    llama = {**TINY, "model_type": "causal_lm"}
+    job = ratchet.submit(**llama, base_model="tiny-llama", use_lora=use_lora)
     ratchet.follow(job["id"])
     checkpoint = ratchet.http.get(f"/jobs/{job['id']}").json()["checkpoint"]
     name = f"exported_{use_lora}"
@@ -66,7 +86,7 @@ def test_a_checkpoint_is_exported_and_is_the_base_of_the_next_run(ratchet: Ratch
         for which in ({"checkpoint": checkpoint}, {"model": name})
     ]
     assert texts[0] == texts[1]
-    following = ratchet.submit(**TINY, base_model=name)
+    following = ratchet.submit(**llama, base_model=name)
     assert "✅ Training finished at step 6" in ratchet.follow(following["id"])
 
 

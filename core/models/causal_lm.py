@@ -1,0 +1,182 @@
+"""Any causal language model of Hugging Face from pretrained weights, trained whole or through low-rank adapters.
+
+Shapes: B batch, T time, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from core.errors import CheckpointMismatch, ModelUnavailable
+from core.losses import next_token_loss
+from core.models import LanguageModel
+from core.models.lora import adapter_config, wrap_with_adapters
+from core.models.pretrained import load_causal_lm, load_tokenizer
+from core.tokenizer import PretrainedTokenizer, TokenIds
+
+
+class CausalLM(LanguageModel):
+    """A Hugging Face model with its tokenizer.
+
+    Args:
+        base: Folder with `config.json`, safetensors weights and tokenizer files.
+        use_lora: Freeze the base and train adapters on every linear layer but the head.
+        lora_rank: Rank of the adapters.
+        lora_alpha: Scale of the adapters is alpha / rank.
+        lora_dropout: Dropout before each adapter.
+        dropout: Dropout wherever the architecture has one: of embeddings, attention, residuals.
+        base_name: What the user calls the base: its last part names checkpoints, and adapters refer to it.
+        mapped: Leave the weights where they are read from, for a model that is only asked.
+
+    Raises:
+        ModelUnavailable: the folder cannot be used.
+    """
+
+    def __init__(
+        self,
+        base: Path,
+        use_lora: bool = False,
+        lora_rank: int = 8,
+        lora_alpha: float = 16.0,
+        lora_dropout: float = 0.0,
+        dropout: float = 0.0,
+        base_name: str | None = None,
+        mapped: bool = False,
+    ) -> None:
+        super().__init__()
+        model = load_causal_lm(base, dropout)
+        self.vocab_size = int(model.config.vocab_size)
+        self.max_context = _num_positions(model.config)
+        if not mapped:
+            _check_causal(model, base)
+        if not (mapped or use_lora):
+            # What trains is on pages of its own: an update would copy each of the file's anyway, and sums come out to
+            # the last bit as they do on memory that torch aligned.
+            _own_pages(model)
+        model.name_or_path = base_name or str(base)
+        self.tokenizer = PretrainedTokenizer(load_tokenizer(base, model.config), self.vocab_size)
+        self.use_lora = use_lora
+        self.network: Any = model
+        if use_lora:
+            self.network = _with_adapters(model, lora_rank, lora_alpha, lora_dropout)
+            self.weights_file = "adapter_model.safetensors"
+        self.short_name = short_name(base_name or base.name)
+
+    @property
+    def name(self) -> str:  # type: ignore[override]  # one class, many names
+        """The base's short name, with `_lora` if adapters are trained."""
+        return f"{self.short_name}_lora" if self.use_lora else self.short_name
+
+    def encode(self, text: str) -> TokenIds:
+        """Ids without special tokens, shape (T,)."""
+        return self.tokenizer.encode(text)
+
+    def decode(self, ids: Any) -> str:
+        """The text of ids, shape (T,)."""
+        return self.tokenizer.decode(ids)
+
+    def forward(self, ids_BT: Tensor, targets_BT: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Logits (B, T, V) and the loss."""
+        logits_BTV = self.network(input_ids=ids_BT, use_cache=False).logits
+        return logits_BTV, None if targets_BT is None else next_token_loss(logits_BTV, targets_BT)
+
+    def predict(self, ids_BT: Tensor, cache: Any = None) -> tuple[Tensor, Any]:
+        """Logits (B, V) of the next token; the cache is transformers' own."""
+        said = self.network(input_ids=ids_BT, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        return said.logits[:, -1], said.past_key_values
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The adapters alone, or all weights with the tied head left out, under Hugging Face's own names."""
+        if self.use_lora:
+            from peft import get_peft_model_state_dict
+
+            # Left to itself, peft asks the hub whether the base has grown tokens; none here ever does.
+            return dict(get_peft_model_state_dict(self.network, save_embedding_layers=False))
+        tied = set(self.network.all_tied_weights_keys)
+        return {name: tensor for name, tensor in self.network.state_dict().items() if name not in tied}
+
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """The adapters, or all weights."""
+        expected = self.tensors()
+        wrong = sorted(set(expected) ^ set(tensors)) or [
+            name for name, tensor in tensors.items() if tensor.shape != expected[name].shape
+        ]
+        if wrong:
+            raise CheckpointMismatch(f"the weights are not of this model's shape: {', '.join(wrong[:5])}")
+        for name, tensor in tensors.items():
+            expected[name].copy_(tensor)
+
+    def merge(self) -> None:
+        """Add the adapters to the weights they were trained on: from here on this is a plain model."""
+        self.network = self.network.merge_and_unload()
+        self.use_lora = False
+        self.weights_file = "model.safetensors"
+
+    def describe(self, folder: Path) -> None:
+        """Write `adapter_config.json`, or the model's `config.json`."""
+        if self.use_lora:
+            self.network.peft_config["default"].save_pretrained(folder)
+            path = folder / "adapter_config.json"
+            said = json.loads(path.read_text())
+            # peft keeps them in a set, whose order is another one in every process.
+            path.write_text(json.dumps({**said, "target_modules": sorted(said["target_modules"])}, indent=2))
+        else:
+            self.network.config.save_pretrained(folder)
+
+
+def short_name(base_name: str) -> str:
+    """A base's name as checkpoint names carry it: the last part of a hub's name or of a path."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", Path(base_name).name).strip("-")[:60] or "causal-lm"
+
+
+def _num_positions(config: Any) -> int:
+    """Most tokens that it can see; families without a bound of their own are given a far one."""
+    said = getattr(config, "max_position_embeddings", None)
+    return int(said) if isinstance(said, int) and said > 0 else 1 << 20
+
+
+def _check_causal(model: Any, folder: Path) -> None:
+    """A model that sees what it is to foretell learns nothing: some architectures look back alone only if asked to."""
+    ids_BT = torch.tensor([[1, 2, 3, 1], [1, 2, 3, 0]]) % model.config.vocab_size
+    was_training = model.training
+    model.eval()
+    with torch.inference_mode():
+        one_TV, other_TV = model(input_ids=ids_BT, use_cache=False).logits[:, :-1].float()
+    model.train(was_training)
+    # Far more than rounding, far less than what one token tells of another.
+    if (one_TV - other_TV).abs().max() > 1e-4 * one_TV.abs().max():
+        raise ModelUnavailable(
+            f"the folder '{folder.name}' is no causal language model: what it says of a token depends on later ones",
+            field="base_model",
+        )
+
+
+def _own_pages(model: Any) -> None:
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
+
+
+def _with_adapters(model: Any, rank: int, alpha: float, dropout: float) -> Any:
+    from transformers.pytorch_utils import Conv1D
+
+    head = model.get_output_embeddings()
+    kinds = (torch.nn.Linear, Conv1D)
+    # Not peft's "all-linear": that takes experts, too, which cannot have dropout before their adapters.
+    linear = {name: part for name, part in model.named_modules() if isinstance(part, kinds) and part is not head}
+    config = adapter_config(
+        sorted({name.rpartition(".")[2] for name in linear}),
+        rank,
+        alpha,
+        dropout,
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=model.name_or_path,
+        # GPT-2 and its kin keep their matrices as (in, out); peft asks to be told.
+        fan_in_fan_out=any(isinstance(part, Conv1D) for part in linear.values()),
+    )
+    return wrap_with_adapters(model, config)
