@@ -11,23 +11,26 @@ import math
 import os
 import reprlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from core.errors import ConfigError, Difference
+from core.hyperparameters import from_json
+from core.hyperparameters.data import BUNDLED_SOURCE as BUNDLED_SOURCE
+from core.hyperparameters.data import DataSettings
+from core.hyperparameters.learning import LearningSettings
+from core.hyperparameters.model import NONE_GIVEN, ModelSettings
+from core.hyperparameters.model import PRETRAINED as PRETRAINED
+from core.hyperparameters.reporting import ReportingSettings
 from core.resume_rules import ResumeMode, merge
-
-ModelType = Literal["gpt2", "from_scratch", "causal_lm"]
-
-PRETRAINED = frozenset({"gpt2", "causal_lm"})
-"""Model types that start from a base's weights and tokenizer."""
 
 ConfigType = TypeVar("ConfigType", bound=BaseModel)
 
-BUNDLED_SOURCE = "training_data_final_merged.md"
+MOST_STEPS = 10_000_000
+"""Of a run that is measured in epochs, until its source has been counted."""
 
 _PRETRAINED = {
     "batch_size": 8,
@@ -77,67 +80,10 @@ DEFAULTS: dict[tuple[str, bool], dict[str, int]] = {
 """(model_type, test_mode) → the defaults that depend on them. Pretrained models have their own three sizes."""
 
 
-class TrainingConfig(BaseModel):
+class TrainingConfig(ReportingSettings, LearningSettings, ModelSettings, DataSettings):
     """The hyperparameters of one run, checked together and frozen."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
-
-    source: str = Field(BUNDLED_SOURCE, min_length=1, max_length=1024, description="Training text (UTF-8).")
-    model_type: ModelType = Field(
-        "from_scratch",
-        description="`from_scratch`, `gpt2`, or `causal_lm` for any other pretrained model.",
-    )
-    base_model: str = Field(
-        "gpt2",
-        min_length=1,
-        max_length=1024,
-        description="For pretrained models: a hub name or a local folder with weights and tokenizer.",
-    )
-    test_mode: bool = Field(False, description="Choose tiny defaults, for a run of seconds.")
-    use_lora: bool = Field(False, description="Train low-rank adapters, not the whole model.")
-    lora_rank: int = Field(8, ge=1, le=1024, description="Rank of the adapters.")
-    lora_alpha: float = Field(16.0, gt=0, le=65536, description="Scale: alpha / rank.")
-    lora_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before each adapter.")
-    training_steps: int = Field(1000, ge=1, le=10_000_000, description="Optimizer updates of this run.")
-    learning_rate: float = Field(1e-3, gt=0, le=10, description="Peak rate of AdamW.")
-    block_size: int = Field(128, ge=1, le=131_072, description="Tokens of context.")
-    batch_size: int = Field(16, ge=1, le=65_536, description="Sequences that go through the model at once.")
-    gradient_accumulation_steps: int = Field(1, ge=1, le=65_536, description="Batches whose gradients make one update.")
-    num_processes: int = Field(
-        1, ge=1, le=1024, description="Processes (ranks) that train together, each on batches of its own."
-    )
-    precision: Literal["fp32", "bf16", "fp16"] = Field(
-        "fp32", description="Products are computed in it; weights stay in fp32."
-    )
-    deterministic: bool = Field(
-        False, description="On CUDA, only algorithms that repeat to the last bit, which are slower."
-    )
-    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout inside the model.")
-    seed: int = Field(1337, ge=0, lt=2**63, description="Decides weights, batches, dropout.")
-    enable_checkpoints: bool = Field(True, description="Save at each interval; the final one is saved too.")
-    checkpoint_interval: int = Field(100, ge=1, le=10_000_000, description="Updates between checkpoints.")
-    keep_checkpoints: int = Field(
-        2,
-        ge=0,
-        le=1_000_000,
-        description="Latest checkpoints of a run to keep; the best and the pinned ones stay, too. 0 keeps all.",
-    )
-    use_lr_warmup: bool = Field(True, description="Raise the rate linearly over `warmup_steps`.")
-    warmup_steps: int = Field(100, ge=1, le=10_000_000, description="Updates until the peak rate is reached.")
-    enable_output_to_file: bool = Field(True, description="Keep a script run's console output in a file.")
-    eval_interval: int = Field(100, ge=1, le=10_000_000, description="Updates between evaluations.")
-    eval_iters: int = Field(10, ge=1, le=100_000, description="Batches per part in one evaluation.")
-    n_embd: int = Field(128, ge=1, le=16_384, description="Width of a from-scratch model.")
-    n_head: int = Field(4, ge=1, le=256, description="Attention heads of a from-scratch model.")
-    n_layer: int = Field(4, ge=1, le=256, description="Blocks of a from-scratch model.")
-    temperature: float = Field(0.7, ge=0, le=10, description="Of the sample that ends a run; 0 is greedy.")
-    top_k: int = Field(50, ge=1, le=1_000_000, description="Likeliest tokens that sample draws from.")
-    max_new_tokens: int = Field(300, ge=0, le=8192, description="Length of that sample; 0 for none.")
-    device: str = Field(
-        "auto",
-        pattern=r"^(auto|cpu|mps|cuda(:\d{1,3})?)$",
-        description="`auto` (the first of cuda, mps, cpu at hand), or one of them.",
-    )
 
     @model_validator(mode="before")
     @classmethod
@@ -146,13 +92,16 @@ class TrainingConfig(BaseModel):
         if not isinstance(given, dict):
             return given
         filled = {name: value for name, value in given.items() if value is not None}
+        _name_after_the_first(filled)
+        if "num_epochs" in filled:
+            filled.setdefault("training_steps", MOST_STEPS)
         model_type = filled.get("model_type", "from_scratch")
         test_mode = _is_true(filled.get("test_mode", False))
         for name, value in DEFAULTS.get((str(model_type), test_mode), {}).items():
             filled.setdefault(name, value)
         if model_type in PRETRAINED:
             # GPT-2 is a model by itself; of the others there are thousands.
-            filled.setdefault("base_model", "gpt2" if model_type == "gpt2" else _NONE_GIVEN)
+            filled.setdefault("base_model", "gpt2" if model_type == "gpt2" else NONE_GIVEN)
             filled.setdefault("learning_rate", 2e-4 if _is_true(filled.get("use_lora", False)) else 3e-5)
         steps = filled.get("training_steps")
         if str(steps).isdecimal():
@@ -160,28 +109,13 @@ class TrainingConfig(BaseModel):
             filled.setdefault("warmup_steps", min(100, max(1, int(str(steps)) // 10)))
         return filled
 
-    @field_validator("base_model", mode="before")
-    @classmethod
-    def _say_which_model(cls, base_model: Any) -> Any:
-        if base_model == _NONE_GIVEN:
-            raise ValueError("model_type 'causal_lm' needs one: the name of a model on the hub, or of a local folder")
-        return base_model
-
-    @field_validator("n_head")
-    @classmethod
-    def _heads_share_the_width(cls, n_head: int, info: ValidationInfo) -> int:
-        n_embd = info.data.get("n_embd")
-        if info.data.get("model_type") == "from_scratch" and n_embd and n_embd % n_head:
-            raise ValueError(f"n_embd ({n_embd}) must be divisible by n_head ({n_head}): each head gets an equal share")
-        return n_head
-
-    @property
-    def is_pretrained(self) -> bool:
-        """Whether it starts from a base's weights and tokenizer."""
-        return self.model_type in PRETRAINED
-
-
-_NONE_GIVEN = ""
+    @model_validator(mode="after")
+    def _fit_together(self) -> Self:
+        if self.method == "dpo" and not self.is_pretrained:
+            raise ValueError("method 'dpo' needs a pretrained model: preferences are taught to what can already write")
+        if self.freeze_layers and self.use_lora:
+            raise ValueError("freeze_layers is for whole models: LoRA freezes all of the base anyway")
+        return self
 
 
 class ScriptConfig(TrainingConfig):
@@ -327,6 +261,14 @@ def _shown(value: Any) -> str:
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 100
+
+
+def _name_after_the_first(filled: dict[str, Any]) -> None:
+    """A run on several sources goes by the name of the first; what is wrong with the list is said elsewhere."""
+    with suppress(ValueError, LookupError, TypeError, AttributeError):
+        sources = from_json(filled.get("sources", ()))
+        if sources:
+            filled.setdefault("source", sources[0]["source"])
 
 
 def _is_true(value: Any) -> bool:

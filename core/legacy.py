@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from core.config import ENVIRONMENT, TrainingConfig
 from core.errors import CheckpointCorrupt, CheckpointMismatch, CheckpointNotFound, CheckpointUnsafe
 from core.moments import check_moments
 from core.pickles import deepest_tuple
@@ -43,6 +42,14 @@ _UNREADABLE = (RuntimeError, EOFError, LookupError, ValueError, TypeError, Attri
 """What torch's reader stumbles with over a file that is no more than damaged, beside errors of the archive itself."""
 
 _ADAPTER = re.compile(r"(?:.*\.)?(transformer\.h\.\d+\..+\.lora_[AB])\.(?:default\.)?weight")
+_SETTINGS = (
+    *("model_type", "base_model", "test_mode", "use_lora", "lora_rank", "lora_alpha", "lora_dropout", "dropout"),
+    *("training_steps", "learning_rate", "block_size", "batch_size", "use_lr_warmup", "warmup_steps", "device", "seed"),
+    *("enable_checkpoints", "checkpoint_interval", "enable_output_to_file", "eval_interval", "eval_iters"),
+    *("n_embd", "n_head", "n_layer", "temperature", "top_k", "max_new_tokens"),
+)
+"""What the older scripts had; a later setting of the same name would mean another thing."""
+
 _EMBEDDINGS = ("token_embedding.weight", "transformer.wte.weight")
 
 
@@ -288,9 +295,5 @@ def _settings(said: Mapping[str, Any]) -> dict[str, Any]:
 def _config(said: Mapping[str, Any]) -> dict[str, Any]:
     """Hyperparameters, wherever the script put them; settings that mean nothing here are left behind."""
     flat = _settings(said)
-    known = {**{name.lower(): field for name, field in ENVIRONMENT.items()}, "source": "source"}
-    return {
-        field: flat[name]
-        for name, field in known.items()
-        if field in TrainingConfig.model_fields and isinstance(flat.get(name), str | int | float | bool)
-    }
+    known = {**{name: name for name in _SETTINGS}, "training_data_source": "source", "source": "source"}
+    return {field: flat[name] for name, field in known.items() if isinstance(flat.get(name), str | int | float | bool)}

@@ -30,18 +30,49 @@ SHAPE = frozenset(
         "n_embd",
         "n_head",
         "n_layer",
+        "tokenizer",
+        "bpe_vocab_size",
+        "architecture",
+        "activation",
+        "qk_norm",
+        "tie_embeddings",
         "use_lora",
         "lora_rank",
+        "lora_targets",
+        "use_dora",
     }
 )
 """Shapes the weights: may never change."""
 
-CONTINUITY = frozenset({"source", "seed", "lora_alpha", "use_lr_warmup", "warmup_steps"})
+CONTINUITY = frozenset(
+    {
+        "source",
+        "sources",
+        "columns",
+        "method",
+        "packing",
+        "seed",
+        "lora_alpha",
+        "use_rslora",
+        "quantization",
+        "freeze_layers",
+        "optimizer",
+        "ema_decay",
+        "use_lr_warmup",
+        "warmup_steps",
+    }
+)
 """What the optimizer's state and the data position stand on: may change in `warm_start` alone."""
 
 FREE = frozenset(
     {
         "training_steps",
+        "num_epochs",
+        "early_stopping_patience",
+        "early_stopping_min_delta",
+        "sample_interval",
+        "sample_prompts",
+        "trackers",
         "enable_checkpoints",
         "checkpoint_interval",
         "keep_checkpoints",
@@ -56,7 +87,8 @@ FREE = frozenset(
 
 RULES: dict[ResumeMode, str] = {
     ResumeMode.EXACT: "only how long to train, when to save and where to run",
-    ResumeMode.EXTEND: "everything but the model's shape, the source, the seed, lora_alpha and the warm-up",
+    ResumeMode.EXTEND: "everything but the model's shape, the sources and how they are read, the seed, the kind of "
+    "optimizer and the warm-up",
     ResumeMode.WARM_START: "everything but the model's shape",
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any, Literal, Optional, get_origin
 
 import typer
 from pydantic.fields import FieldInfo
@@ -43,8 +43,16 @@ def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
     )
     # Optional[…], since the annotation is a value here, which no type checker can read, and `type | None` would not
     # accept every one of them.
-    annotation = Annotated[Optional[field.annotation], option]  # type: ignore[name-defined]  # noqa: UP045
+    annotation = Annotated[Optional[_typed(field)], option]  # type: ignore[valid-type]  # noqa: UP045
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def _typed(field: FieldInfo) -> Any:
+    """Lists and tables are JSON on a command line, which the service reads."""
+    is_plain = field.annotation in (bool, int, float, str) or get_origin(field.annotation) is Literal
+    if is_plain or field.annotation in (float | None, int | None):
+        return field.annotation
+    return str
 
 
 def _flags(name: str, field: FieldInfo) -> tuple[str, ...]:

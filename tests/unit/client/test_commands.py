@@ -34,7 +34,7 @@ STORY = (
 def options_of(command: str, ratchet: Ratchet) -> set[str]:
     code, out, _ = ratchet(command, "--help")
     assert code == 0
-    return set(re.findall(r"--[a-z][a-z-]+", out))
+    return set(re.findall(r"--[a-z][a-z0-9-]+", out))
 
 
 def test_every_hyperparameter_is_an_option_of_train_and_resume(ratchet: Ratchet) -> None:
