@@ -26,6 +26,7 @@ from core.config import (
     load_config_from_checkpoint,
     parse_mode,
 )
+from core.corpus import Corpus
 from core.errors import CheckpointPathMissing, RatchetError
 from core.events import CheckpointSaved, Emit, Event, Log, Resumed, Warned
 from core.fallback import load_whole
@@ -38,7 +39,7 @@ from core.io_utils import (
     write_output_file,
 )
 from core.processes import wait_politely
-from core.sources import read_source
+from core.sources import source_file
 
 if TYPE_CHECKING:
     from core.distributed import Ranks
@@ -152,13 +153,14 @@ class Console:
             CheckpointStore(config.checkpoint_dir).sweep_abandoned()
         trainer = assemble(
             config.training(),
-            read_source(source_path(config.source)),
+            Corpus.of(config.shares, lambda name: source_file(source_path(name))),
             emit,
             self.should_stop,
             store=CheckpointStore(config.checkpoint_dir) if config.enable_checkpoints else None,
             identity=RunIdentity(parent=self.checkpoint["id"] if self.checkpoint else None),
             resume=self.checkpoint,
             mode=parse_mode(self.env.get("RESUME_MODE") or "extend"),
+            cache=config.cache_dir,
             ranks=ranks,
         )
         if self.checkpoint:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ from client.errors import ServiceUnreachable, not_ratchet, problem_in, problem_o
 from client.events import PATIENCE_SECONDS, SILENCE_SECONDS, Event, JobStream
 from client.settings import ClientSettings
 from client.sse import Parser
+from client.uploads import READING_SECONDS, Sending, as_query
 
 RETRY_WAITS_SECONDS = (0.2, 0.6, 1.2)
 
@@ -224,8 +225,53 @@ class Ratchet:
         return self._send("POST", path, json=settings, timeout=GENERATION_SECONDS)
 
     def sources(self) -> list[dict[str, Any]]:
-        """The training texts at hand."""
-        return self._list("/sources", {})
+        """All training data at hand, by name."""
+        found: list[dict[str, Any]] = []
+        more = True
+        while more:
+            after = found[-1]["name"] if found else None
+            page = self._send("GET", "/sources", params=_given({"after": after}))
+            found += page["data"]
+            more = bool(page.get("has_more")) and bool(page["data"])
+        return found
+
+    def source(self, name: str, **columns: str) -> dict[str, Any]:
+        """What is in one source, and the first of its bad rows; `columns` are as `prompt="question"`."""
+        return self._send("GET", f"/sources/{_segment(name)}", params=as_query(columns), timeout=READING_SECONDS)
+
+    def upload_source(
+        self,
+        path: str | Path,
+        name: str | None = None,
+        *,
+        replace: bool = False,
+        columns: Mapping[str, str] | None = None,
+        on_progress: Callable[[int], object] = lambda _: None,
+    ) -> dict[str, Any]:
+        """Send a file as a source, piece by piece; returns what is in it.
+
+        Args:
+            name: Below the sources root; by default the file's own.
+            columns: As for `source`.
+            on_progress: Called with the number of bytes sent so far.
+
+        Raises:
+            ClientError: the file cannot be read.
+            ApiError: 422 if no row can be used, 412 if it is not to be replaced, 409 if an unfinished job needs it.
+        """
+        with Sending(Path(path), on_progress) as sending:
+            return self._send(
+                "PUT",
+                f"/sources/{_segment(name or Path(path).name)}",
+                content=iter(sending),
+                headers=sending.headers(replace=replace),
+                params=as_query(columns or {}),
+                timeout=httpx2.Timeout(sending.patience_seconds, connect=5.0),
+            )
+
+    def delete_source(self, name: str) -> None:
+        """Remove a source, unless an unfinished job needs it."""
+        self._answer("DELETE", f"/sources/{_segment(name)}")
 
     def workers(self) -> list[dict[str, Any]]:
         """Who works on what, on which device."""

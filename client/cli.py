@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from client.command_name import command_name
-from client.commands import keeping, models, overview, processes, runs
+from client.commands import keeping, models, overview, processes, runs, sources
 from client.errors import ApiError, ClientError, ServiceUnreachable, UnusableSetting
 
 EXIT_REFUSED = 1
@@ -29,6 +29,7 @@ app = typer.Typer(
 )
 for part in (processes, runs, models, keeping, overview):
     app.registered_commands += part.app.registered_commands
+app.add_typer(sources.app, name="sources")
 
 
 def _installed_version() -> str:

@@ -78,13 +78,15 @@ def steps(items: Sequence[Row], width: int) -> Table:
 
 
 def sources(items: Sequence[Row], width: int) -> Table:
-    """Training texts with their sizes, or why they cannot be used."""
+    """Training data with what is in it, or why it cannot be used."""
     return _table(
         items,
         width,
         Column("source", lambda item: item["name"]),
+        Column("rows", wording.rows),
+        Column("bad rows", lambda item: wording.rate(item.get("num_bad_rows")), is_extra=True),
         Column("size", lambda item: wording.size(item["size_bytes"])),
-        Column("characters", lambda item: wording.rate(item["num_characters"])),
+        Column("characters", lambda item: wording.rate(item["num_characters"]), is_extra=True),
         Column("problem", lambda item: item["error"] or ""),
     )
 

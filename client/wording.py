@@ -52,6 +52,14 @@ def size(num_bytes: float | None) -> str:
     return f"{num_bytes:.1f} TiB"
 
 
+def rows(source: Mapping[str, Any]) -> str:
+    """How many rows of which kind a source has; a text is one piece for people."""
+    kind, num_rows = source.get("kind"), source.get("num_rows")
+    if source.get("format") == "text" and kind is not None:
+        return "text"
+    return MISSING if kind is None or num_rows is None else f"{num_rows:,} {kind}"
+
+
 def age(moment: str | None, now: datetime | None = None) -> str:
     """How long ago an ISO time was."""
     if moment is None:

@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from core.averaging import Averages
+from core.batches import Batches
+from core.bpe import BytePairTokenizer
 from core.checkpointing import CheckpointStore
 from core.config import TrainingConfig
-from core.data import TokenData, prepare_data_and_tokenizer, prepare_gpt2_data
+from core.conversations import plainly
+from core.corpus import Corpus
 from core.devices import select_device
-from core.disk import Meanwhile
+from core.disk import Meanwhile, nothing
 from core.distributed import ALONE, Ranks
-from core.errors import CheckpointMismatch, GenerationError
+from core.encoding import Encoder, all_texts, fingerprint, method_of
+from core.errors import CheckpointMismatch, ConfigError, GenerationError
+from core.evaluation import ShouldStop
 from core.events import Emit
 from core.exactness import be_deterministic, departures, surroundings, warning_of
-from core.fingerprints import check_base, of_alphabet, of_base
+from core.fingerprints import check_base, of_base
 from core.legacy import restore_legacy_optimizer
 from core.models import LanguageModel
+from core.models.base import find_base
 from core.models.causal_lm import CausalLM
 from core.moments import restore_optimizer
+from core.objectives import NextToken, Objective, Preference
 from core.opening import base_folder, hashes_of_base
-from core.parts import Parts, build_model, build_optimizer
+from core.optimization import build_optimizer, freeze
+from core.parts import Parts, build_model
 from core.precision import Precision
+from core.preparation import prepare
 from core.resume_rules import ResumeMode
 from core.saving import RunIdentity, RunSaver
 from core.sources import SourceText
@@ -32,13 +44,13 @@ from core.state import (
     restore_rng,
     seed_everything,
 )
-from core.tokenizer import CharacterTokenizer, Tokenizer
-from core.trainer import ShouldStop, Trainer
+from core.tokenizer import CharacterTokenizer, PretrainedTokenizer, Tokenizer
+from core.trainer import Trainer
 
 
 def assemble(
     config: TrainingConfig,
-    source: SourceText,
+    sources: Corpus | SourceText,
     emit: Emit,
     should_stop: ShouldStop,
     *,
@@ -46,17 +58,23 @@ def assemble(
     identity: RunIdentity | None = None,
     resume: CheckpointContent | None = None,
     mode: ResumeMode = ResumeMode.EXTEND,
+    start_step: int | None = None,
     end_step: int | None = None,
     models_root: Path | None = None,
+    cache: Path | None = None,
     ranks: Ranks = ALONE,
-    meanwhile: Meanwhile = lambda: None,
+    meanwhile: Meanwhile = nothing,
 ) -> Trainer:
     """A trainer that is ready to run.
 
     Args:
+        sources: What it learns from.
         store: Where checkpoints go; without one nothing is kept.
         resume: The checkpoint to go on from; `warm_start` takes its weights and tokenizer alone.
-        end_step: The last update to make; by default `training_steps` after where the run starts.
+        start_step: Where the run began, if this is not its first attempt; by default where it starts now.
+        end_step: The last update to make; by default `training_steps` after where the run began. `num_epochs` may end
+            it earlier.
+        cache: Where files of tokens are kept; None keeps none.
         ranks: This process among those that train together; all of them are given the same.
         meanwhile: Called between the stages, and again and again while a checkpoint is saved: a sign of life.
 
@@ -66,83 +84,158 @@ def assemble(
     device = ranks.device if ranks.world_size > 1 else select_device(config.device)
     be_deterministic(device, config.deterministic)
     seed_everything(config.seed)
-    _check_source(source, resume, mode)
+    corpus = sources if isinstance(sources, Corpus) else Corpus.of_one(sources)
+    _check_sources(corpus, resume, mode)
     goes_on = resume if mode is not ResumeMode.WARM_START else None
-    parts = _parts(config, source, resume, models_root, ranks, device, meanwhile)
+    encoding = _Encoding(cache, emit, meanwhile)
+    parts = _parts(config, corpus, resume, models_root, ranks, device, encoding)
     if goes_on:
         parts = replace(parts, cautions=_cautions(goes_on, parts))
         _restore(goes_on, parts)
     meanwhile()
     run = RunState.of(goes_on) if goes_on else RunState()
-    run.end_step = end_step or run.step + config.training_steps
-    saver = RunSaver(store, source, identity or RunIdentity(), meanwhile) if store else None
-    trainer = Trainer(parts, run, emit, should_stop, saver)
+    start_step = run.step if start_step is None else start_step
+    run.end_step = _end_step(parts, start_step, end_step or start_step + config.training_steps)
+    saver = RunSaver(store, corpus, identity or RunIdentity(), meanwhile) if store else None
+    trainer = Trainer(parts, run, emit, should_stop, saver, start_step)
     if goes_on:
         # This step is kept already; a run that stops before its first update needs no second copy.
         trainer.saved_step = run.step
     return trainer
 
 
+@dataclass(frozen=True, slots=True)
+class _Encoding:
+    """Where tokens are kept, and who is told meanwhile."""
+
+    cache: Path | None
+    emit: Emit
+    meanwhile: Meanwhile
+
+
 def _parts(
     config: TrainingConfig,
-    source: SourceText,
+    corpus: Corpus,
     resume: CheckpointContent | None,
     models_root: Path | None,
     ranks: Ranks,
     device: str,
-    meanwhile: Meanwhile,
+    encoding: _Encoding,
 ) -> Parts:
     """Model, with a checkpoint's weights if there is one, fresh optimizer, data."""
+    method = method_of(corpus, config.method)
+    _check_method(config, method)
+    meanwhile = encoding.meanwhile
     base = base_folder(config, resume, models_root) if config.is_pretrained else None
     # Before it is read: what changes from here on is not what was trained on.
-    hashes = hashes_of_base(config, base, partial(of_base, meanwhile=meanwhile)) if base and config.use_lora else {}
+    is_needed = base and (config.use_lora or method == "dpo")
+    original = find_base(config.base_model, models_root) if is_needed else None
+    hashes = hashes_of_base(config, original, partial(of_base, meanwhile=meanwhile)) if original else {}
     if resume:
         check_base(config.base_model, resume["name"], resume["hashes"], hashes)
     meanwhile()
-    model, tokenizer, tokens = _model_and_data(config, source, resume, base, meanwhile)
-    if isinstance(tokenizer, CharacterTokenizer):
-        hashes = {"tokenizer": of_alphabet(tokenizer.characters)}
+    model, tokenizer = _model(config, corpus, resume, base)
+    if not isinstance(tokenizer, PretrainedTokenizer):
+        hashes = {"tokenizer": fingerprint(tokenizer)}
     meanwhile()
     if resume:
         model.load_tensors(resume["model_state_dict"])
+    freeze(model, config.freeze_layers)
     model.to(device)
     meanwhile()
+    block_size = min(config.block_size, model.max_context)
+    data = _data(config, corpus, method, model, tokenizer, block_size, encoding)
+    averages = Averages(model, config.ema_decay) if config.ema_decay else None
+    objective = _objective(config, method, original, device)
     optimizer = build_optimizer(config, model)
     if not ranks.leads:
         # All have built the same model from the same seed; dropout is to differ.
         seed_everything(config.seed + ranks.rank)
-    block_size, precision = min(config.block_size, model.max_context), Precision(config.precision, device)
-    return Parts(config, model, optimizer, tokenizer, tokens, device, block_size, precision, ranks, hashes)
+    return Parts(
+        config,
+        model,
+        optimizer,
+        tokenizer,
+        data,
+        objective,
+        device,
+        block_size,
+        method,
+        Precision(config.precision, device),
+        ranks,
+        hashes,
+        averages,
+    )
 
 
-def _model_and_data(
-    config: TrainingConfig,
-    source: SourceText,
-    resume: CheckpointContent | None,
-    base: Path | None,
-    meanwhile: Meanwhile,
-) -> tuple[LanguageModel, Tokenizer, TokenData]:
+def _model(
+    config: TrainingConfig, corpus: Corpus, resume: CheckpointContent | None, base: Path | None
+) -> tuple[LanguageModel, Tokenizer]:
     if base:
         model = build_model(config, base=base)
         assert isinstance(model, CausalLM)
-        meanwhile()
-        block_size = min(config.block_size, model.max_context)
-        return model, model.tokenizer, prepare_gpt2_data(model.encode, source.text, block_size)
-    known = CharacterTokenizer(resume["characters"]) if resume and resume["characters"] else None
+        return model, model.tokenizer
+    known = resume["tokenizer"] if resume else None
+    if known is None:
+        texts = all_texts(corpus, plainly)
+        is_bpe = config.tokenizer == "bpe"
+        known = BytePairTokenizer.train(texts, config.bpe_vocab_size) if is_bpe else _characters(texts)
+    return build_model(config, known.vocab_size), known
+
+
+def _characters(texts: Iterable[str]) -> CharacterTokenizer:
+    found: set[str] = set()
+    for text in texts:
+        found.update(text)
+    return CharacterTokenizer(sorted(found))
+
+
+def _data(
+    config: TrainingConfig,
+    corpus: Corpus,
+    method: str,
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    block_size: int,
+    encoding: _Encoding,
+) -> Batches:
+    encoder = Encoder(tokenizer, method == "lm", encoding.cache, encoding.emit, encoding.meanwhile)
+    may_pack = method != "sft" or not config.packing or model.supports_segments
     try:
-        prepared = prepare_data_and_tokenizer(config, source.text, "from_scratch", known)
+        return prepare(corpus, method, config, encoder, block_size, may_pack=may_pack)
     except GenerationError as error:
-        raise CheckpointMismatch(f"source '{source.name}' does not fit the checkpoint: {error}") from None
-    meanwhile()
-    return build_model(config, prepared.vocab_size), prepared.tokenizer, prepared.tokens
+        raise CheckpointMismatch(f"source '{corpus.name}' does not fit the checkpoint: {error}") from None
 
 
-def _check_source(source: SourceText, resume: CheckpointContent | None, mode: ResumeMode) -> None:
+def _objective(config: TrainingConfig, method: str, original: Path | None, device: str) -> Objective:
+    if method != "dpo":
+        return NextToken()
+    if config.use_lora:
+        return Preference(config.dpo_beta, None)
+    reference = build_model(config, base=original, mapped=True).to(device).eval()
+    return Preference(config.dpo_beta, reference.requires_grad_(False))
+
+
+def _check_method(config: TrainingConfig, method: str) -> None:
+    if method == "dpo" and not config.is_pretrained:
+        said = "preferences are taught to a model that can write already: choose model_type gpt2 or causal_lm"
+        raise ConfigError([("model_type", said)])
+
+
+def _end_step(parts: Parts, start_step: int, end_step: int) -> int:
+    """Where the run ends: after its steps or its epochs, whichever comes first."""
+    num_epochs = parts.config.num_epochs
+    if num_epochs is None:
+        return end_step
+    return min(end_step, start_step + math.ceil(num_epochs * parts.steps_per_epoch))
+
+
+def _check_sources(corpus: Corpus, resume: CheckpointContent | None, mode: ResumeMode) -> None:
     if resume is None or mode is ResumeMode.WARM_START or resume["source_sha256"] is None:
         return
-    if resume["source_sha256"] != source.sha256:
+    if resume["source_sha256"] != corpus.sha256:
         raise CheckpointMismatch(
-            f"source '{source.name}' is not the text that the checkpoint was trained on: its content has changed; "
+            f"source '{corpus.name}' is not the text that the checkpoint was trained on: its content has changed; "
             "put the old text back, or resume with mode warm_start"
         )
 
@@ -154,6 +247,8 @@ def _restore(resume: CheckpointContent, parts: Parts) -> None:
     elif saved is not None:
         restore_legacy_optimizer(parts.optimizer, saved)
     parts.precision.restore(resume["scale"])
+    if parts.averages and resume["averages"]:
+        parts.averages.load(resume["averages"])
     # Last of all: building a model and an optimizer draws from the generators.
     rank = parts.ranks.rank
     if resume["rng"] and rank < len(resume["rng"]):

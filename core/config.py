@@ -124,6 +124,7 @@ class ScriptConfig(TrainingConfig):
     checkpoint_dir: Path = Field(Path("checkpoints"), description="Where checkpoints are kept.")
     log_dir: Path = Field(Path("logs"), description="Where checkpoint logs are kept.")
     output_dir: Path = Field(Path("outputs"), description="Where output files are kept.")
+    cache_dir: Path = Field(Path("cache"), description="Where tokens of large sources are kept.")
     start_step: int = Field(0, ge=0, description="Updates that a resumed run has behind it.")
 
     @property
@@ -285,7 +286,7 @@ def _problems_under_variables(**names: str) -> Iterator[None]:
         raise ConfigError([(variables.get(field, field), said) for field, said in error.problems]) from None
 
 
-_FOLDERS = ("checkpoint_dir", "log_dir", "output_dir")
+_FOLDERS = ("checkpoint_dir", "log_dir", "output_dir", "cache_dir")
 
 
 def _from_environment(env: Mapping[str, str]) -> dict[str, Any]:

@@ -25,7 +25,18 @@ Split = Literal["train", "val"]
 Tokens = NDArray[np.int32]
 
 VALIDATION_PART = 0.1
-_STREAM = {"train": 0, "val": 1, "train_estimate": 2}
+STREAMS = {
+    "train": 0,
+    "val": 1,
+    "train_estimate": 2,
+    "order of rows": 3,
+    "kept back": 4,
+    "train of several": 5,
+    "val of several": 6,
+    "train_estimate of several": 7,
+    "rows of several": 8,
+}
+"""Whatever is drawn, and the number that keeps it apart from all else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,13 +96,13 @@ def prepare_gpt2_data(encode_fn: Callable[[str], TokenIds], raw_text: str, block
     return split_tokens(encode_fn(raw_text), block_size)
 
 
-def split_tokens(ids: TokenIds, block_size: int) -> TokenData:
+def split_tokens(ids: TokenIds | Tokens, block_size: int) -> TokenData:
     """The first nine tenths train, the last tenth validates; each part holds at least one whole block.
 
     A text too short for two parts is both: better a run with a warning than none.
     """
     check_length(len(ids), block_size)
-    tokens = ids.astype(np.int32)
+    tokens = ids.astype(np.int32, copy=False)
     need = block_size + 1
     if len(tokens) < 2 * need:
         said = f"the source has only {len(tokens)} tokens, so validation runs on the training text itself"
@@ -125,13 +136,20 @@ def batch(
     block_size: int,
     device: str | torch.device = "cpu",
 ) -> tuple[Tensor, Tensor]:
-    """As `get_batch`, over any tokens; streams of different names draw independently.
+    """As `get_batch`, over any tokens; streams of different names draw independently."""
+    starts_B = window_starts(len(tokens), stream, index, seed, batch_size, block_size)
+    window_BT = tokens[starts_B[:, None] + np.arange(block_size + 1)]
+    both = torch.from_numpy(window_BT.astype(np.int64))
+    return both[:, :-1].to(device), both[:, 1:].to(device)
+
+
+def window_starts(
+    num_tokens: int, stream: str, index: int, seed: int, batch_size: int, block_size: int
+) -> NDArray[np.int64]:
+    """Where the rows of a batch begin, shape (B,).
 
     Philox is counter-based: the index is a word of its counter, so batch `i` costs the same for every `i`, and the word
     below it leaves room for 2⁶⁴ draws before two batches could overlap.
     """
-    bits = np.random.Philox(key=[seed, _STREAM[stream]], counter=[0, index, 0, 0])
-    starts_B = np.random.Generator(bits).integers(0, len(tokens) - block_size, size=batch_size)
-    window_BT = tokens[starts_B[:, None] + np.arange(block_size + 1)]
-    both = torch.from_numpy(window_BT.astype(np.int64))
-    return both[:, :-1].to(device), both[:, 1:].to(device)
+    bits = np.random.Philox(key=[seed, STREAMS[stream]], counter=[0, index, 0, 0])
+    return np.random.Generator(bits).integers(0, num_tokens - block_size, size=batch_size)

@@ -7,7 +7,15 @@
     │   ├── SourceForbidden         source_forbidden
     │   ├── SourceEmpty             source_empty
     │   ├── SourceNotText           source_not_text
-    │   └── SourceTooShort          source_too_short
+    │   ├── SourceNotReadable       source_not_readable
+    │   ├── SourceColumns           source_columns
+    │   ├── SourceNoRows            source_no_rows
+    │   ├── SourceAltered           source_altered
+    │   ├── SourceTooShort          source_too_short
+    │   ├── SourceTooLarge          source_too_large
+    │   ├── SourceQuota             source_quota
+    │   ├── SourceExists            source_exists
+    │   └── SourceInUse             source_in_use
     ├── ModelUnavailable            model_unavailable
     ├── DeviceUnavailable           device_unavailable
     ├── CheckpointError
@@ -93,10 +101,66 @@ class SourceNotText(SourceError):
     code = "source_not_text"
 
 
+class SourceNotReadable(SourceError):
+    """The file is compressed, damaged, or not of the format that its name says."""
+
+    code = "source_not_readable"
+
+
+class SourceColumns(SourceError):
+    """The columns that were named, or those that there are, are not those of any kind of row."""
+
+    code = "source_columns"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.field = "columns"
+
+
+class SourceNoRows(SourceError):
+    """Not one row can be used; `bad_rows` has (number, reason) for the first of them."""
+
+    code = "source_no_rows"
+
+    def __init__(self, message: str, bad_rows: Sequence[tuple[int, str]] = ()) -> None:
+        super().__init__(message)
+        self.bad_rows = bad_rows
+
+
+class SourceAltered(SourceError):
+    """The file changed while it was read."""
+
+    code = "source_altered"
+
+
 class SourceTooShort(SourceError):
     """Fewer tokens than one block and the token that follows it; the message has both numbers."""
 
     code = "source_too_short"
+
+
+class SourceTooLarge(SourceError):
+    """More bytes than one file may have; the message has the limit."""
+
+    code = "source_too_large"
+
+
+class SourceQuota(SourceError):
+    """All texts together would be more than the operator allows."""
+
+    code = "source_quota"
+
+
+class SourceExists(SourceError):
+    """A text of that name is there, and was not to be replaced."""
+
+    code = "source_exists"
+
+
+class SourceInUse(SourceError):
+    """A job that has not ended names the text, and could not go on without it."""
+
+    code = "source_in_use"
 
 
 class ModelUnavailable(RatchetError):

@@ -63,12 +63,18 @@ class Step(Event):
 
 @dataclass(frozen=True, slots=True)
 class Eval(Event):
-    """Mean loss over `eval_iters` batches of each part, in nats per token."""
+    """Mean loss over `eval_iters` batches of each part, in nats per token (per pair, of preferences).
+
+    `val_accuracy` is the part of the tokens that were the likeliest ones, or of the pairs that were told apart;
+    `val_perplexity` is e to the validation loss, of tokens alone.
+    """
 
     kind: ClassVar[str] = "eval"
     step: int
     train_loss: float
     val_loss: float
+    val_accuracy: float | None = None
+    val_perplexity: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from core.errors import CheckpointCorrupt, CheckpointMismatch, CheckpointNotFoun
 from core.moments import check_moments
 from core.pickles import deepest_tuple
 from core.state import CheckpointContent
+from core.tokenizer import CharacterTokenizer
 
 MAX_BYTES = 64 << 30
 MAX_PLAIN_BYTES = 64 << 20
@@ -184,7 +185,8 @@ def _content(path: Path, said: Any) -> CheckpointContent:
         versions={},
         surroundings={},
         hashes={},
-        characters=_alphabet(said),
+        tokenizer=CharacterTokenizer(alphabet) if (alphabet := _alphabet(said)) else None,
+        averages={},
         source_sha256=None,
     )
 

@@ -58,6 +58,10 @@ class Narrator:
         """A checkpoint exists."""
         self.say(f"💾 Checkpoint saved: {name}")
 
+    def gave_up(self, run: RunState, patience: int) -> None:
+        """The run ends before its time."""
+        self.say(f"🏁 No better validation loss in {patience} evaluations: the run ends at step {run.step}")
+
     def stopped(self, run: RunState) -> None:
         """The run was asked to stop and has."""
         self.say(f"🛑 Stopped at step {run.step}/{run.end_step}, as asked")

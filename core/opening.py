@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from core.averaging import AVERAGES_FILE, averaged
 from core.checkpointing import CheckpointStore, load_checkpoint, save_checkpoint, verify
 from core.config import TrainingConfig, config_to_dict, parse
 from core.devices import select_device
@@ -24,7 +25,7 @@ from core.models.causal_lm import CausalLM
 from core.parts import build_model, build_optimizer
 from core.state import OPTIMIZER_FILE, CheckpointContent, RunState, capture
 from core.state_file import HISTORY_FILE, STATE_FILE
-from core.tokenizer import CHARACTERS_FILE, CharacterTokenizer, Tokenizer, load_characters
+from core.tokenizer import BPE_FILE, CHARACTERS_FILE, Tokenizer, load_own_tokenizer
 from core.weights import load_tensors
 
 _WEIGHTS = "model.safetensors"
@@ -55,12 +56,14 @@ def open_for_generation(
     checkpoint = read_manifest(path)
     config = parse(TrainingConfig, checkpoint.manifest.config)
     if not config.is_pretrained:
-        _verify(checkpoint, {_WEIGHTS, CHARACTERS_FILE})
-        tokenizer = load_characters(path)
-        return _from_scratch(config, tokenizer, load_tensors(path / _WEIGHTS)), tokenizer
+        _verify(checkpoint, {_WEIGHTS, BPE_FILE if config.tokenizer == "bpe" else CHARACTERS_FILE})
+        tokenizer = load_own_tokenizer(path)
+        return _from_scratch(config, tokenizer, _answering(path, _WEIGHTS)), tokenizer
     _verify(checkpoint, {_ADAPTERS} if config.use_lora else {_WEIGHTS, "config.json"})
     if not config.use_lora:
         model, words = _pretrained(config, path)
+        if (path / AVERAGES_FILE).exists():
+            model.load_tensors(_answering(path, _WEIGHTS))
         return _ready(model), words
     base = find_base(config.base_model, models_root)
     check_base(
@@ -70,7 +73,7 @@ def open_for_generation(
         hashes_of_base(config, base, fingerprints),
     )
     model, words = _pretrained(config, base)
-    model.load_tensors(load_tensors(path / _ADAPTERS))
+    model.load_tensors(_answering(path, _ADAPTERS))
     return _ready(model), words
 
 
@@ -87,13 +90,13 @@ def load_for_generation(content: CheckpointContent, models_root: Path | None = N
             check_base(
                 config.base_model, content["name"], content["hashes"], hashes_of_base(config, base, of_small_files)
             )
-        model, tokenizer = _pretrained(config, base)
+        model, words = _pretrained(config, base)
         model.load_tensors(content["model_state_dict"])
-        return _ready(model), tokenizer
-    if not content["characters"]:
+        return _ready(model), words
+    tokenizer = content["tokenizer"]
+    if tokenizer is None:
         raise CheckpointMismatch(f"checkpoint '{content['name']}' does not say which characters its tokens are")
-    characters = CharacterTokenizer(content["characters"])
-    return _from_scratch(config, characters, content["model_state_dict"]), characters
+    return _from_scratch(config, tokenizer, content["model_state_dict"]), tokenizer
 
 
 def adopt_legacy(path: Path, store: CheckpointStore, models_root: Path | None = None) -> Checkpoint:
@@ -160,6 +163,12 @@ def _verify(checkpoint: Checkpoint, needed: set[str]) -> None:
         raise CheckpointCorrupt(f"checkpoint '{manifest.name}' lacks its file {missing[0]}")
     asked_for = {name: entry for name, entry in manifest.files.items() if name not in _NOT_ASKED_FOR}
     verify(replace(checkpoint, manifest=manifest.model_copy(update={"files": asked_for})))
+
+
+def _answering(folder: Path, weights: str) -> dict[str, Tensor]:
+    """What a checkpoint answers with: its weights, or the averages of them where it keeps some."""
+    tensors = load_tensors(folder / weights)
+    return averaged(tensors, load_tensors(folder / AVERAGES_FILE)) if (folder / AVERAGES_FILE).exists() else tensors
 
 
 def _pretrained(config: TrainingConfig, base: Path) -> tuple[LanguageModel, Tokenizer]:

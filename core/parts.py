@@ -7,13 +7,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from core.config import TrainingConfig, tokens_per_step
-from core.data import TokenData, batch
+from core.averaging import Averages
+from core.batches import Batch, Batches
 from core.distributed import ALONE, Ranks
 from core.models import LanguageModel
 from core.models.bigram import BigramLanguageModel, BigramLanguageModelLoRA
+from core.models.modern import ModernLanguageModel, ModernLanguageModelLoRA
+from core.optimization import build_optimizer as build_optimizer
+from core.optimization import freeze
+from core.objectives import Objective
 from core.precision import Precision
 from core.tokenizer import Tokenizer
 
@@ -26,13 +30,17 @@ class Parts:
     model: LanguageModel
     optimizer: torch.optim.Optimizer
     tokenizer: Tokenizer
-    tokens: TokenData
+    data: Batches
+    objective: Objective
     device: str
     block_size: int
+    method: str
     precision: Precision
     ranks: Ranks = ALONE
     hashes: Mapping[str, str] = field(default_factory=dict)
     """Of the tokenizer and, where only adapters are kept, of what they belong to."""
+    averages: Averages | None = None
+    """Of the weights, if the run is to be looked at through them."""
     cautions: tuple[str, ...] = ()
     """What else the user should know."""
 
@@ -41,18 +49,43 @@ class Parts:
         """In one update, of all ranks together."""
         return tokens_per_step({**self.config.model_dump(), "block_size": self.block_size})
 
-    def training_batch(self, step: int, number: int) -> tuple[Tensor, Tensor]:
-        """This rank's batch `number` of a step: inputs and the tokens that follow them, each (B, T).
+    @property
+    def steps_per_epoch(self) -> float:
+        """Updates in which the data comes once."""
+        return self.data.per_epoch() / self._batches_per_step
+
+    @property
+    def _batches_per_step(self) -> int:
+        return self.config.gradient_accumulation_steps * self.ranks.world_size
+
+    def training_batch(self, step: int, number: int) -> Batch:
+        """This rank's batch `number` of a step.
 
         Batches are counted through over steps, accumulation and ranks, so no two of them are the same.
         """
+        index = self._index(step, number, self.ranks.rank)
+        return self.data.training(index).to(self.device)
+
+    def share(self, step: int, batch: Batch) -> float:
+        """What a batch counts in the mean of its step's, so that all tokens that are learnt count the same."""
         config, ranks = self.config, self.ranks
-        index = (step * config.gradient_accumulation_steps + number) * ranks.world_size + ranks.rank
-        return batch(self.tokens.train, "train", index, config.seed, config.batch_size, self.block_size, self.device)
+        if self.method != "sft":
+            return 1 / config.gradient_accumulation_steps
+        numbers = [
+            (number, rank) for number in range(config.gradient_accumulation_steps) for rank in range(ranks.world_size)
+        ]
+        learnt = sum(self.data.num_targets(self._index(step, number, rank)) for number, rank in numbers)
+        # The ranks' gradients are averaged, not added.
+        return batch.num_targets / learnt * ranks.world_size
+
+    def _index(self, step: int, number: int, rank: int) -> int:
+        config, ranks = self.config, self.ranks
+        place = (step + config.skip_batches) * config.gradient_accumulation_steps + number
+        return place * ranks.world_size + rank
 
     def warnings(self) -> list[str]:
         """What the user should know before it begins."""
-        said = [*self.cautions, *([self.tokens.warning] if self.tokens.warning else [])]
+        said = [*self.cautions, *self.data.warnings]
         if self.block_size < self.config.block_size:
             said.append(
                 f"block_size {self.config.block_size} is more than the model's {self.block_size} positions; "
@@ -90,10 +123,3 @@ def build_model(
     return BigramLanguageModelLoRA(
         *shape, lora_rank=config.lora_rank, lora_alpha=config.lora_alpha, lora_dropout=config.lora_dropout
     )
-
-
-def build_optimizer(config: TrainingConfig, model: LanguageModel) -> torch.optim.Optimizer:
-    """AdamW over the parameters that train: with LoRA the adapters' (and whatever else was left free), else all."""
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    # beta2 of 0.99: runs here are hundreds of steps, and a memory of a thousand would never warm up.
-    return torch.optim.AdamW(trainable, lr=config.learning_rate, betas=(0.9, 0.99))

@@ -14,13 +14,13 @@ from functools import partial
 
 from core.checkpointing import CheckpointStore, save_checkpoint
 from core.config import config_to_dict
+from core.corpus import Corpus
 from core.disk import Meanwhile, nothing
 from core.events import CheckpointSaved, Event, Warned
 from core.exactness import surroundings, versions
 from core.manifest import Manifest, hash_of_config, new_manifest
 from core.parts import Parts
 from core.retention import superseded
-from core.sources import SourceText
 from core.state import RunState, capture, rng_states
 
 LOOK_SECONDS = 0.2
@@ -104,9 +104,9 @@ class RunIdentity:
 class RunSaver:
     """Keeps the checkpoints of one run; of several ranks, the first one writes."""
 
-    def __init__(self, store: CheckpointStore, source: SourceText, identity: RunIdentity, meanwhile: Meanwhile) -> None:
+    def __init__(self, store: CheckpointStore, corpus: Corpus, identity: RunIdentity, meanwhile: Meanwhile) -> None:
         self._store = store
-        self._source = source
+        self._corpus = corpus
         self._identity = identity
         self._writer = BackgroundWriter(meanwhile)
 
@@ -115,8 +115,8 @@ class RunSaver:
         rng = parts.ranks.gather(rng_states(parts.device))
         if not parts.ranks.leads:
             return
-        scale = parts.precision.state()
-        captured = capture(parts.model, parts.optimizer, parts.tokenizer, run, rng=rng, scale=scale)
+        of_parts = (parts.model, parts.optimizer, parts.tokenizer)
+        captured = capture(*of_parts, run, rng=rng, scale=parts.precision.state(), averages=parts.averages)
         manifest = self._manifest(parts, run)
 
         def publish(meanwhile: Meanwhile) -> list[Event]:
@@ -150,7 +150,7 @@ class RunSaver:
         last = run.last_evaluation if run.last_evaluation and run.last_evaluation["step"] == run.step else {}
         return new_manifest(
             model=parts.model.name,
-            source=self._source.name,
+            source=self._corpus.name,
             step=run.step,
             end_step=run.end_step,
             config=config,
@@ -161,7 +161,7 @@ class RunSaver:
             fence=identity.fence,
             parent=identity.parent,
             run=identity.run,
-            hashes={"config": hash_of_config(config), "source": self._source.sha256, **parts.hashes},
+            hashes={"config": hash_of_config(config), "source": self._corpus.sha256, **parts.hashes},
             versions=versions(),
             surroundings=surroundings(parts.device, parts.ranks.world_size, parts.config.deterministic),
         )

@@ -1,33 +1,38 @@
-"""Training texts on disk: named under one root, opened safely, checked before anything trains.
+"""Training data on disk: named under one root, opened safely, checked before anything trains.
 
 Light: the service uses it at submit, the trainer when it reads. Below the root no symbolic link is followed, whatever
-it points at: each folder of the way is opened from the one above it, so that no swap can lead out.
+it points at, see `core.source_places`. What is in a source: `core.rows`; what is known of it: `core.source_facts`.
 """
 
 from __future__ import annotations
 
-import codecs
 import hashlib
-import os
-import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import BinaryIO
 
-from core.errors import SourceEmpty, SourceForbidden, SourceNotFound, SourceNotText, SourceTooShort
+from core.errors import SourceAltered, SourceEmpty, SourceNotText, SourceTooShort
+from core.rows import NO_COLUMNS, BadRow, Row, SourceFormat, check_columns, format_of, read_rows
+from core.source_facts import READ_BYTES as CHUNK_BYTES
+from core.source_facts import FactsMemory, sha256_of, unchanged_key
+from core.source_facts import SourceFacts as SourceFacts
+from core.source_places import files_below, open_anywhere, open_below
 
-CHUNK_BYTES = 1 << 20
+__all__ = [
+    "CHUNK_BYTES",
+    "SourceFacts",
+    "SourceFile",
+    "SourceFolder",
+    "SourceText",
+    "check_length",
+    "load_raw_text",
+    "read_source",
+    "source_file",
+]
 
-
-@dataclass(frozen=True, slots=True)
-class SourceFacts:
-    """What is known of a text without a tokenizer."""
-
-    size_bytes: int
-    num_characters: int
-    sha256: str
+_MEMORY = FactsMemory()
+"""Of this process. It holds only what can be found again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +44,43 @@ class SourceText:
     sha256: str
 
 
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """A source whose rows can be read any number of times.
+
+    Args:
+        name: For people.
+        opener: Opens it from its beginning.
+        format: As its name says.
+        sha256: Of its bytes.
+        unchanged: What `core.source_facts.unchanged_key` said when they were hashed.
+    """
+
+    name: str
+    opener: Callable[[], BinaryIO]
+    format: SourceFormat
+    sha256: str
+    unchanged: tuple[int, int, int]
+
+    def rows(self, columns: Mapping[str, str] = NO_COLUMNS) -> Iterator[Row | BadRow]:
+        """Its rows, in constant memory; see `core.rows.read_rows`.
+
+        Raises:
+            SourceAltered: it is not the file any more that was hashed.
+            SourceError: it is gone, or cannot be read.
+        """
+        with self.opener() as file:
+            self._check(file)
+            yield from read_rows(file, self.format, columns, name=self.name)
+            self._check(file)
+
+    def _check(self, file: BinaryIO) -> None:
+        if unchanged_key(file) != self.unchanged:
+            raise SourceAltered(f"source '{self.name}' changed while it was read: begin again with what it is now")
+
+
 class SourceFolder:
-    """The texts under one root, by relative name.
+    """The sources under one root, by relative name.
 
     Args:
         root: The folder; it need not exist yet.
@@ -51,50 +91,66 @@ class SourceFolder:
 
     def names(self) -> list[str]:
         """Relative names of the regular files below the root, sorted; hidden ones and links are left out."""
-        return sorted(_regular_files(self.root, PurePosixPath()))
+        above = len(str(self.root).rstrip("/")) + 1
+        return sorted(entry.path[above:] for entry in files_below(self.root))
 
     def open(self, name: str) -> BinaryIO:
-        """The text's bytes.
+        """The source's bytes.
 
         Raises:
             SourceForbidden: the name leads out of the root, through a link, or to something not a regular file.
             SourceNotFound: nothing of that name.
         """
-        parts = _safe_parts(name)
-        try:
-            folder = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
-        except FileNotFoundError:
-            raise SourceNotFound(f"source '{name}' does not exist: there is no sources folder yet") from None
-        try:
-            for part in parts[:-1]:
-                below = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=folder)
-                os.close(folder)
-                folder = below
-            # Without O_NONBLOCK a named pipe would hold the caller until somebody writes to it.
-            file = os.open(parts[-1], os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
-        except FileNotFoundError:
-            raise SourceNotFound(f"source '{name}' does not exist; GET /sources lists those that do") from None
-        except (NotADirectoryError, OSError) as error:
-            raise SourceForbidden(f"source '{name}' cannot be opened: {error.strerror or error}") from None
-        finally:
-            os.close(folder)
-        return _regular(file, name)
+        return open_below(self.root, name)
 
-    def inspect(self, name: str) -> SourceFacts:
-        """Size, characters and hash, remembered for as long as the file does not change.
+    def inspect(self, name: str, columns: Mapping[str, str] = NO_COLUMNS) -> SourceFacts:
+        """What is in a source, remembered for as long as the file does not change.
 
         Raises:
             SourceNotText: with the byte offset.
             SourceEmpty: nothing but white space.
+            SourceNoRows: not one row can be used; says why of the first three.
+            SourceError: it is not there, cannot be read, or changed while it was.
         """
         with self.open(name) as file:
-            status = os.fstat(file.fileno())
-        return _inspect(self.root, name, status.st_mtime_ns, status.st_size, status.st_ino)
+            return self.inspect_open(name, file, columns)
+
+    def inspect_open(self, name: str, file: BinaryIO, columns: Mapping[str, str] = NO_COLUMNS) -> SourceFacts:
+        """The same of a file that is open already, and has that name or is about to get it."""
+        check_columns(columns)
+        return _MEMORY.facts(self.root, name, file, columns)
+
+    def glance(self, name: str, at_most_bytes: int, columns: Mapping[str, str] = NO_COLUMNS) -> SourceFacts | int:
+        """The same, or only the size if facts are not known and the file is larger than may be read for them."""
+        check_columns(columns)
+        with self.open(name) as file:
+            _, size_bytes, _ = unchanged_key(file)
+            known = _MEMORY.known(self.root, name, file, columns)
+            if known is None and size_bytes <= at_most_bytes:
+                known = _MEMORY.facts(self.root, name, file, columns)
+        return size_bytes if known is None else known
 
     def read(self, name: str) -> SourceText:
         """The whole text."""
         with self.open(name) as file:
             return _decode(name, file.read())
+
+    def file(self, name: str) -> SourceFile:
+        """The source for those who read its rows; its bytes are hashed now.
+
+        Raises:
+            SourceForbidden, SourceNotFound: as for `open`.
+        """
+        return _hashed(name, lambda: self.open(name))
+
+
+def source_file(path: str | Path) -> SourceFile:
+    """A source anywhere on this machine, for a run from the command line.
+
+    Raises:
+        SourceForbidden, SourceNotFound: it cannot be opened.
+    """
+    return _hashed(str(path), lambda: open_anywhere(Path(path)))
 
 
 def load_raw_text(data_source: str | Path) -> str:
@@ -109,14 +165,8 @@ def load_raw_text(data_source: str | Path) -> str:
 def read_source(data_source: str | Path) -> SourceText:
     """As `load_raw_text`, with the hash that a checkpoint keeps."""
     path = Path(data_source)
-    try:
-        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    except FileNotFoundError:
-        raise SourceNotFound(f"source '{path}' does not exist (looked in {Path.cwd()})") from None
-    except OSError as error:
-        raise SourceForbidden(f"source '{path}' cannot be opened: {error.strerror}") from None
-    with _regular(file, str(path)) as opened:
-        return _decode(str(path), opened.read())
+    with open_anywhere(path) as file:
+        return _decode(str(path), file.read())
 
 
 def check_length(num_tokens: int, block_size: int, what: str = "tokens") -> None:
@@ -132,75 +182,19 @@ def check_length(num_tokens: int, block_size: int, what: str = "tokens") -> None
         )
 
 
-def _safe_parts(name: str) -> tuple[str, ...]:
-    parts = PurePosixPath(name).parts
-    hostile = "\x00" in name or "\\" in name or name.startswith("/") or ".." in parts or not parts
-    # Half a surrogate pair, as JSON can carry it, is in no file's name; a part of a name has at most 255 bytes.
-    if hostile or not name.isprintable() or any(len(part.encode(errors="replace")) > 255 for part in parts):
-        raise SourceForbidden(f"source {name!r} must be a name below the sources folder, such as 'my_text.md'")
-    return parts
-
-
-def _regular(file: int, name: str) -> BinaryIO:
-    if not stat.S_ISREG(os.fstat(file).st_mode):
-        os.close(file)
-        raise SourceForbidden(f"source '{name}' is not a regular file")
-    return os.fdopen(file, "rb")
-
-
-def _regular_files(root: Path, below: PurePosixPath) -> Iterator[str]:
-    try:
-        entries = list(os.scandir(root / below))
-    except FileNotFoundError:
-        return
-    for entry in entries:
-        if entry.name.startswith("."):
-            continue
-        if entry.is_dir(follow_symlinks=False):
-            yield from _regular_files(root, below / entry.name)
-        elif entry.is_file(follow_symlinks=False):
-            yield str(below / entry.name)
-
-
-@lru_cache(maxsize=256)
-def _inspect(root: Path, name: str, _mtime_ns: int, size: int, _inode: int) -> SourceFacts:
-    """Streamed, so that a text larger than memory can be checked; the unused arguments are the cache's key."""
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    digest = hashlib.sha256()
-    num_characters = consumed = 0
-    blank = True
-    with SourceFolder(root).open(name) as file:
-        while True:
-            chunk = file.read(CHUNK_BYTES)
-            held = len(decoder.getstate()[0])
-            try:
-                text = decoder.decode(chunk, final=not chunk)
-            except UnicodeDecodeError as error:
-                raise _not_text(name, consumed - held + error.start) from None
-            if not chunk:
-                break
-            digest.update(chunk)
-            consumed += len(chunk)
-            num_characters += len(text)
-            blank = blank and not text.strip()
-    if blank:
-        raise _empty(name)
-    return SourceFacts(size, num_characters, digest.hexdigest())
+def _hashed(name: str, opener: Callable[[], BinaryIO]) -> SourceFile:
+    with opener() as file:
+        # What is written meanwhile shows when the rows are read.
+        unchanged = unchanged_key(file)
+        return SourceFile(name, opener, format_of(name), sha256_of(file), unchanged)
 
 
 def _decode(name: str, raw: bytes) -> SourceText:
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise _not_text(name, error.start) from None
+        said = f"source '{name}' is not UTF-8 text: the byte at offset {error.start} cannot be decoded"
+        raise SourceNotText(said) from None
     if not text.strip():
-        raise _empty(name)
+        raise SourceEmpty(f"source '{name}' is empty: there is nothing to learn from")
     return SourceText(name, text, hashlib.sha256(raw).hexdigest())
-
-
-def _not_text(name: str, offset: int) -> SourceNotText:
-    return SourceNotText(f"source '{name}' is not UTF-8 text: the byte at offset {offset} cannot be decoded")
-
-
-def _empty(name: str) -> SourceEmpty:
-    return SourceEmpty(f"source '{name}' is empty: there is nothing to learn from")

@@ -6,6 +6,7 @@
 | optimizer moments | `optimizer.safetensors`, keys `<parameter>::<moment>` |
 | optimizer settings, step, fp16's scale, RNG states of every rank | `state.json` |
 | loss history | `history.safetensors` |
+| averages of the weights | `ema.safetensors` |
 | tokenizer, model configuration | their own files |
 
 The data position is the step itself, see `core.data`, and so is the place in an accumulation, which never spans two
@@ -26,6 +27,8 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from core.averaging import AVERAGES_FILE, Averages
+from core.config import PRETRAINED
 from core.disk import unreadable
 from core.errors import CheckpointCorrupt, StorageError
 from core.manifest import Checkpoint
@@ -40,7 +43,7 @@ from core.state_file import (
     history,
     read_state,
 )
-from core.tokenizer import CHARACTERS_FILE, Tokenizer, load_characters
+from core.tokenizer import Tokenizer, load_own_tokenizer
 from core.weights import load_tensors
 
 OPTIMIZER_FILE = "optimizer.safetensors"
@@ -91,7 +94,8 @@ class CheckpointContent(TypedDict):
     versions: dict[str, str]
     surroundings: dict[str, str]
     hashes: dict[str, str]
-    characters: list[str] | None
+    tokenizer: Tokenizer | None
+    averages: dict[str, Tensor]
     source_sha256: str | None
 
 
@@ -102,6 +106,7 @@ class Snapshot:
     weights_file: str
     weights: dict[str, Tensor]
     optimizer: dict[str, Tensor]
+    averages: dict[str, Tensor]
     evaluations: list[dict[str, float]]
     plain: dict[str, Any]
     model: LanguageModel
@@ -110,8 +115,8 @@ class Snapshot:
     @property
     def size_bytes(self) -> int:
         """What its tensors take on the disk, which is nearly all of it."""
-        tensors = sum(tensor.nbytes for tensor in [*self.weights.values(), *self.optimizer.values()])
-        return tensors + BYTES_OF_EVALUATION * len(self.evaluations)
+        tensors = [*self.weights.values(), *self.optimizer.values(), *self.averages.values()]
+        return sum(tensor.nbytes for tensor in tensors) + BYTES_OF_EVALUATION * len(self.evaluations)
 
     def write(self, folder: Path, meanwhile: Callable[[], object] = lambda: None) -> None:
         """Write every file of a checkpoint but its manifest; `meanwhile` is called after each large one.
@@ -122,6 +127,8 @@ class Snapshot:
         self._write_tensors(folder / self.weights_file, self.weights, meanwhile)
         self._write_tensors(folder / OPTIMIZER_FILE, self.optimizer, meanwhile)
         self._write_tensors(folder / HISTORY_FILE, history(self.evaluations), meanwhile)
+        if self.averages:
+            self._write_tensors(folder / AVERAGES_FILE, self.averages, meanwhile)
         (folder / STATE_FILE).write_text(json.dumps(self.plain))
         self.model.describe(folder)
         self.tokenizer.save(folder)
@@ -149,18 +156,21 @@ def capture(
     *,
     rng: Sequence[dict[str, Any] | None] = (None,),
     scale: dict[str, Any] | None = None,
+    averages: Averages | None = None,
 ) -> Snapshot:
     """Copy a run's state to host memory.
 
     Args:
         rng: Of each rank, see `rng_states`; None where nobody knows it.
         scale: See `core.precision`.
+        averages: If the run keeps some.
     """
     moments, settings = optimizer_state(optimizer, model)
     return Snapshot(
         weights_file=model.weights_file,
         weights={name: _copied(tensor) for name, tensor in model.tensors().items()},
         optimizer={name: _copied(tensor) for name, tensor in moments.items()},
+        averages={name: _copied(tensor) for name, tensor in averages.tensors().items()} if averages else {},
         # What the list has in it never changes, and copying each would hold up the loop.
         evaluations=list(run.evaluations),
         plain={
@@ -205,7 +215,9 @@ def read(checkpoint: Checkpoint, device: str) -> CheckpointContent:
             versions=manifest.versions,
             surroundings=manifest.surroundings,
             hashes=manifest.hashes,
-            characters=load_characters(folder).characters if CHARACTERS_FILE in manifest.files else None,
+            # A base's own tokenizer is read with the base.
+            tokenizer=None if manifest.config.get("model_type") in PRETRAINED else load_own_tokenizer(folder),
+            averages=load_tensors(folder / AVERAGES_FILE, device) if AVERAGES_FILE in manifest.files else {},
             source_sha256=manifest.hashes.get("source"),
         )
     except OSError as error:
@@ -218,6 +230,7 @@ def read(checkpoint: Checkpoint, device: str) -> CheckpointContent:
 def let_go(content: CheckpointContent) -> None:
     """Of a checkpoint's tensors, once they are in the model: while they are mapped, a removed file keeps its room."""
     content["model_state_dict"].clear()
+    content["averages"].clear()
     content["optimizer_state_dict"] = None
 
 

@@ -1,4 +1,4 @@
-"""Text to token ids and back: characters for models from scratch, a base model's own tokenizer for the others."""
+"""Text to token ids and back: characters or byte pairs for models from scratch, a base model's own for the others."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from core.errors import CheckpointCorrupt, GenerationError
 from core.outside import read_plain
 
 CHARACTERS_FILE = "characters.json"
+BPE_FILE = "tokenizer.json"
 MAX_CHARACTERS_BYTES = 32 << 20
 """All of Unicode, as JSON in ASCII."""
 
@@ -27,6 +28,11 @@ class Tokenizer(Protocol):
         """One more than the largest id."""
         ...
 
+    @property
+    def eos_id(self) -> int | None:
+        """The token that ends an example, or None: a text of characters has none."""
+        ...
+
     def encode(self, text: str) -> TokenIds:
         """Token ids, shape (T,)."""
         ...
@@ -36,7 +42,7 @@ class Tokenizer(Protocol):
         ...
 
     def save(self, folder: Path) -> None:
-        """Write the files that `load_tokenizer` reads."""
+        """Write the files that a checkpoint keeps of it."""
         ...
 
 
@@ -46,6 +52,8 @@ class CharacterTokenizer:
     Args:
         characters: The alphabet; position is id.
     """
+
+    eos_id: int | None = None
 
     def __init__(self, characters: list[str]) -> None:
         self.characters = characters
@@ -90,7 +98,7 @@ class CharacterTokenizer:
 
 
 class PretrainedTokenizer:
-    """A Hugging Face tokenizer behind the same four methods.
+    """A Hugging Face tokenizer behind the same methods.
 
     Args:
         tokenizer: What `AutoTokenizer.from_pretrained` gave.
@@ -101,8 +109,19 @@ class PretrainedTokenizer:
         self.tokenizer = tokenizer
         self.vocab_size = vocab_size
 
+    @property
+    def eos_id(self) -> int | None:
+        """What the base was trained to end with; None if it does not say, or has no row for it."""
+        said = self.tokenizer.eos_token_id
+        return int(said) if isinstance(said, int) and 0 <= said < self.vocab_size else None
+
     def encode(self, text: str) -> TokenIds:
-        """Ids without special tokens, shape (T,)."""
+        """Ids without special tokens, shape (T,).
+
+        Raises:
+            GenerationError: the text has half a character in it, which is in no UTF-8.
+        """
+        check_whole(text)
         # verbose=False: a whole source is longer than the model's window on purpose.
         ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         return np.asarray(ids, dtype=np.int64)
@@ -129,3 +148,29 @@ def load_characters(folder: Path) -> CharacterTokenizer:
         return CharacterTokenizer([str(character) for character in characters])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointCorrupt(f"'{folder.name}/{CHARACTERS_FILE}' cannot be read: {error}") from None
+
+
+def load_own_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer that a from-scratch checkpoint keeps, of whichever kind it is.
+
+    Raises:
+        CheckpointCorrupt, CheckpointUnsafe, StorageError: said in one sentence.
+    """
+    if (folder / CHARACTERS_FILE).exists() or not (folder / BPE_FILE).exists():
+        return load_characters(folder)
+    from core.bpe import load_bpe
+
+    return load_bpe(folder)
+
+
+def check_whole(text: str) -> str:
+    """The text itself.
+
+    Raises:
+        GenerationError: JSON can say one half of a character that UTF-16 writes as two; no tokenizer knows it.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise GenerationError(f"the text has half a character at place {error.start}, which is in no UTF-8") from None
+    return text

@@ -9,32 +9,27 @@ Shapes: B batch, T block_size.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-import torch
-
-from core.config import TrainingConfig
-from core.data import batch
 from core.errors import NonFiniteLoss, RatchetError
+from core.evaluation import ShouldStop, evaluate
+from core.evaluation import estimate_loss as estimate_loss
 from core.events import CheckpointSaved, Emit, Eval, Sample, Started, Step, Warned
 from core.failpoints import failpoint
 from core.generation import Completion, Sampling, final_prompt
-from core.models import LanguageModel
 from core.narration import Narrator
+from core.optimization import clip_gradients, set_learning_rate
 from core.pace import Clock, memory_bytes
 from core.parts import Parts
 from core.parts import build_model as build_model
 from core.parts import build_optimizer as build_optimizer
+from core.patience import should_stop_early
 from core.saving import RunSaver
 from core.state import RunState
 
 PROGRESS_EVERY = 25
-CLIP_FULL = 1.0
-CLIP_LORA = 2.0
-
-ShouldStop = Callable[[], bool]
 
 
 class Outcome(StrEnum):
@@ -54,6 +49,7 @@ class Trainer:
         emit: Takes the run's events.
         should_stop: Asked at every step boundary.
         saver: Keeps checkpoints of this run; None where nothing is kept.
+        start_step: Where this run began, however often it was resumed since.
     """
 
     parts: Parts
@@ -61,6 +57,7 @@ class Trainer:
     emit: Emit
     should_stop: ShouldStop
     saver: RunSaver | None = None
+    start_step: int = 0
     narrator: Narrator = field(init=False)
     clock: Clock = field(init=False)
     saved_step: int = field(init=False, default=-1)
@@ -80,12 +77,13 @@ class Trainer:
     def run_on(self) -> Outcome:
         """The loop."""
         self.begin()
-        while self.run.step < self.run.end_step:
+        while self.run.step < self.run.end_step and not self.is_out_of_patience():
             if self.parts.ranks.agree(self.should_stop()):
                 return self.stop()
             loss = self.update()
             self.report_progress_if_due(loss)
             self.evaluate_if_due()
+            self.sample_if_due()
             self.save_if_due()
             self.report_saved()
         return self.finish()
@@ -103,8 +101,8 @@ class Trainer:
                 num_parameters=num_parameters,
                 num_trainable=sum(count for count, trains in counts if trains),
                 device=self.parts.device,
-                train_tokens=len(self.parts.tokens.train),
-                val_tokens=len(self.parts.tokens.val),
+                train_tokens=self.parts.data.num_tokens["train"],
+                val_tokens=self.parts.data.num_tokens["val"],
             )
         )
         for warning in self.parts.warnings():
@@ -124,12 +122,14 @@ class Trainer:
         """
         parts, run = self.parts, self.run
         self.clock.start()
-        rate = set_learning_rate(parts.optimizer, parts.config, run.step)
+        rate = set_learning_rate(parts.optimizer, parts.config, run.step, run.end_step)
         parts.optimizer.zero_grad(set_to_none=True)
         loss = self.accumulate_gradients()
         norm = self.finish_gradients()
         failpoint("trainer.updating")
         parts.precision.update(parts.optimizer)
+        if parts.averages:
+            parts.averages.update(parts.model)
         failpoint("trainer.updated")
         run.step += 1
         run.tokens_seen += parts.tokens_per_step
@@ -139,17 +139,18 @@ class Trainer:
 
     def accumulate_gradients(self) -> float:
         """Add up the gradients of this rank's batches; returns the mean loss of all ranks' batches."""
-        parts, num_batches = self.parts, self.parts.config.gradient_accumulation_steps
+        parts, step = self.parts, self.run.step
         total = 0.0
-        for number in range(num_batches):
-            ids_BT, targets_BT = parts.training_batch(self.run.step, number)
+        for number in range(parts.config.gradient_accumulation_steps):
+            batch = parts.training_batch(step, number)
+            share = parts.share(step, batch)
             with parts.precision.computing():
-                _, loss = parts.model(ids_BT, targets_BT)
-            total += loss.item()
+                loss = parts.objective.loss(parts.model, batch)
+            total += loss.item() * share
             if not math.isfinite(total):
                 break
-            parts.precision.backward(loss if num_batches == 1 else loss / num_batches)
-        return self.checked("loss", parts.ranks.mean(total / num_batches))
+            parts.precision.backward(loss if share == 1 else loss * share)
+        return self.checked("loss", parts.ranks.mean(total))
 
     def finish_gradients(self) -> float:
         """Average over ranks, undo fp16's scale, clip; returns the norm before."""
@@ -166,7 +167,12 @@ class Trainer:
             NonFiniteLoss: says at which step.
         """
         if not math.isfinite(value):
-            raise NonFiniteLoss(f"the {what} became {value} at step {self.run.step}; a lower learning rate may help")
+            # Batches go on from the checkpoint's place, so all from there up to this one are to be left out.
+            skip = self.parts.config.skip_batches + self.run.step - max(self.saved_step, 0) + 1
+            raise NonFiniteLoss(
+                f"the {what} became {value} at step {self.run.step}: go on from the last checkpoint with a lower "
+                f"learning_rate, or with skip_batches={skip} to leave out the batches since then"
+            )
         return value
 
     def report_progress_if_due(self, loss: float) -> None:
@@ -185,6 +191,22 @@ class Trainer:
         """Whether this step is one to measure at."""
         return self.run.step % self.parts.config.eval_interval == 0 or self.run.step == self.run.end_step
 
+    def is_out_of_patience(self) -> bool:
+        """Whether so many evaluations brought nothing better that the run is to end here."""
+        config = self.parts.config
+        if not config.early_stopping_patience:
+            return False
+        is_out = should_stop_early(
+            self.run.evaluations,
+            config.early_stopping_patience,
+            config.early_stopping_min_delta,
+            since_step=self.start_step,
+        )
+        if not self.parts.ranks.agree(is_out and self.parts.ranks.leads):
+            return False
+        self.narrator.gave_up(self.run, config.early_stopping_patience)
+        return True
+
     def lacks_evaluation(self) -> bool:
         """Whether this step was to be measured at and was not."""
         last = self.run.last_evaluation
@@ -201,15 +223,15 @@ class Trainer:
         if not self.parts.ranks.leads:
             return
         failpoint("trainer.evaluating")
-        losses = estimate_loss(self.parts, self.should_stop)
-        if losses is None:
+        found = evaluate(self.parts, self.should_stop)
+        if found is None:
             return
-        for name, loss in losses.items():
+        for name, loss in found.losses.items():
             self.checked(f"evaluated {name.replace('_', ' ')}", loss)
-        self.run.evaluations.append({"step": self.run.step, **losses})
+        self.run.evaluations.append({"step": self.run.step, **found.losses})
         if self.run.initial_train_loss is None:
-            self.run.initial_train_loss = losses["train_loss"]
-        self.emit(Eval(self.run.step, losses["train_loss"], losses["val_loss"]))
+            self.run.initial_train_loss = found.train_loss
+        self.emit(Eval(self.run.step, found.train_loss, found.val_loss, found.val_accuracy, found.val_perplexity))
         self.narrator.evaluated(self.run)
 
     def save_if_due(self) -> None:
@@ -259,27 +281,36 @@ class Trainer:
         self.keep()
         self.report_saved(wait=True)
         self.narrator.finished(self.run, self.clock.elapsed)
-        if self.parts.config.max_new_tokens and self.parts.ranks.leads:
-            self.sample_if_possible()
+        self.sample_if_possible()
         return Outcome.FINISHED
 
+    def sample_if_due(self) -> None:
+        """At every multiple of sample_interval but the last step, after which the run ends with samples anyway."""
+        interval = self.parts.config.sample_interval
+        if interval and self.run.step % interval == 0 and self.run.step < self.run.end_step:
+            self.sample_if_possible()
+
     def sample_if_possible(self) -> None:
-        """Let the model write something; the result is kept already, and nothing that happens here may undo it."""
+        """Let the model write something; what has been made is kept, and nothing that happens here may undo it."""
+        config = self.parts.config
+        if not (config.max_new_tokens and self.parts.ranks.leads):
+            return
         try:
-            self.sample()
+            for prompt in config.sample_prompts or (final_prompt(config),):
+                self.sample(prompt)
         except (RatchetError, RuntimeError) as error:
             self.emit(Warned(f"no sample could be written: {error}"))
 
-    def sample(self) -> None:
-        """The text that ends a run; cut short if a stop is asked for, since the result is already kept."""
-        config = self.parts.config
-        prompt = final_prompt(config)
+    def sample(self, prompt: str) -> None:
+        """A text; cut short if a stop is asked for. No generator that training draws from is touched."""
+        parts, config = self.parts, self.parts.config
         sampling = Sampling(config.max_new_tokens, config.temperature, config.top_k, seed=config.seed)
         pieces: list[str] = []
-        for piece in Completion(self.parts.model, self.parts.tokenizer, prompt, sampling):
-            pieces.append(piece)
-            if self.should_stop():
-                break
+        with parts.averages.swapped(parts.model) if parts.averages else nullcontext():
+            for piece in Completion(parts.model, parts.tokenizer, prompt, sampling):
+                pieces.append(piece)
+                if self.should_stop():
+                    break
         text = "".join(pieces)
         self.emit(Sample(self.run.step, prompt, text))
         self.narrator.sampled(prompt, text)
@@ -288,54 +319,3 @@ class Trainer:
 def run_training(trainer: Trainer) -> Outcome:
     """Train from the run's step to its end."""
     return trainer.train()
-
-
-def estimate_loss(parts: Parts, should_stop: ShouldStop = lambda: False) -> dict[str, float] | None:
-    """Mean loss over `eval_iters` batches of each part, the same batches every time; None if it was told to stop.
-
-    Fixed batches make two evaluations differ by the model alone, and leave no generator in another state.
-    """
-    config, model = parts.config, parts.model
-    was_training = model.training
-    model.eval()
-    means = {}
-    with torch.inference_mode():
-        for name, tokens, stream in (
-            ("train_loss", parts.tokens.train, "train_estimate"),
-            ("val_loss", parts.tokens.val, "val"),
-        ):
-            total = 0.0
-            for index in range(config.eval_iters):
-                if should_stop():
-                    model.train(was_training)
-                    return None
-                ids_BT, targets_BT = batch(
-                    tokens, stream, index, config.seed, config.batch_size, parts.block_size, parts.device
-                )
-                with parts.precision.computing():
-                    total += model(ids_BT, targets_BT)[1].item()
-            means[name] = total / config.eval_iters
-    model.train(was_training)
-    return means
-
-
-def learning_rate(config: TrainingConfig, step: int) -> float:
-    """The rate of the update that follows `step` updates: a straight rise over `warmup_steps`, then level."""
-    if not config.use_lr_warmup:
-        return config.learning_rate
-    return config.learning_rate * min(1.0, (step + 1) / config.warmup_steps)
-
-
-def set_learning_rate(optimizer: torch.optim.Optimizer, config: TrainingConfig, step: int) -> float:
-    """Give every parameter group the step's rate, and return it."""
-    rate = learning_rate(config, step)
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    return rate
-
-
-def clip_gradients(model: LanguageModel, config: TrainingConfig) -> float:
-    """Scale gradients down to a norm of 1.0 (2.0 with LoRA); returns the norm before."""
-    limit = CLIP_LORA if config.use_lora else CLIP_FULL
-    trainable = [parameter for parameter in model.parameters() if parameter.grad is not None]
-    return float(torch.nn.utils.clip_grad_norm_(trainable, limit))

@@ -107,6 +107,9 @@ def _implied(events: Sequence[Said]) -> dict[str, Any]:
                 columns[column] = finite(data[name])
         if kind == "checkpoint":
             columns["failures_in_a_row"] = 0
+        if kind == "started" and "end_step" in data:
+            # How many steps some epochs are is known once the source has been counted.
+            columns["training_steps"] = data["end_step"] - col(Job.start_step)
     return columns
 
 

@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.problems import problem
 from service.settings import ServiceSettings
+from service.streamed import is_streamed, streamed
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 
@@ -87,7 +88,10 @@ class KeyGuard:
 
 
 class BodyGuard:
-    """Refuses bodies that are too large, said or found out, and those that never come to their end."""
+    """Refuses bodies that are too large, said or found out, and those that never come to their end.
+
+    A file on its way to the sources has limits of its own, see `service.streamed` and `service.uploads`.
+    """
 
     def __init__(self, app: ASGIApp, max_bytes: int, max_seconds: float) -> None:
         self.app = app
@@ -97,6 +101,9 @@ class BodyGuard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
+            return
+        if is_streamed(scope):
+            await self.app(scope, *streamed(receive, send, self._max_seconds))
             return
         said = Headers(scope=scope).get("content-length", "0")
         # More digits than any size has are not worth reading as a number.

@@ -12,6 +12,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, PlainSerialize
 from core.config import TrainingConfig, tokens_per_step
 from core.events import finite
 from core.resume_rules import ResumeMode
+from core.rows import RowKind, SourceFormat
 from jobs.tables import FINAL, HELD, Checkpoint, Job, State, Stop, Worker
 
 WORKER_SEEN_SECONDS = 30.0
@@ -209,12 +210,24 @@ class CheckpointOut(BaseModel):
         return cls(**{**row.model_dump(include=set(cls.model_fields)), "created_at": iso_time(row.created_at)})
 
 
+class BadRowOut(BaseModel):
+    """A row that cannot be used, and why."""
+
+    number: int = Field(description="Of its first line for JSONL and CSV, of the row for Parquet; from 1 on.")
+    reason: str
+
+
 class SourceOut(BaseModel):
-    """A training text, or why it cannot be one."""
+    """A source, or why it cannot be one. What takes long to find out is null in a list until it was asked for once."""
 
     name: str
     size_bytes: int | None = None
-    num_characters: int | None = None
+    format: SourceFormat | None = None
+    kind: RowKind | None = Field(None, description="Of its rows.")
+    num_rows: int | None = Field(None, description="That can be used; of a text, pieces of up to 1 MiB.")
+    num_bad_rows: int | None = None
+    bad_rows: list[BadRowOut] = Field(default_factory=list, description="The first 20 of them.")
+    num_characters: int | None = Field(None, description="Of all rows that can be used.")
     sha256: str | None = None
     error: str | None = None
 

@@ -24,6 +24,10 @@ class Assignment:
     sources: str
     checkpoints: str
     models: str
+    cache: str = ""
+    """Where what is made of sources is kept; nowhere if it is empty."""
+    start_step: int | None = None
+    """Where the job began, if its first attempt did not end it."""
     resume: str | None = None
     mode: str = ResumeMode.EXTEND
     parent: str | None = None
@@ -68,6 +72,8 @@ def assign(
         sources=str(settings.sources),
         checkpoints=str(settings.checkpoints),
         models=str(settings.models),
+        cache=str(settings.data / "cache"),
+        start_step=job.start_step,
         resume=str(begin.path) if begin else None,
         mode=ResumeMode.EXTEND if own else job.resume_mode or ResumeMode.EXTEND,
         parent=job.parent_checkpoint,

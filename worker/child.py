@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from core.checkpointing import CheckpointStore, load_checkpoint
 from core.config import TrainingConfig, parse
+from core.corpus import Corpus
 from core.disk import nothing
 from core.errors import (
     CheckpointCorrupt,
@@ -35,7 +36,7 @@ from core.events import Event, Resumed, to_json
 from core.failpoints import failpoint
 from core.processes import exit_with_parent
 from core.resume_rules import ResumeMode
-from core.sources import SourceFolder, SourceText
+from core.sources import SourceFolder
 from worker.assignment import Assignment
 from worker.stop import StopSign
 
@@ -165,13 +166,13 @@ def train(assignment: Assignment, pipe: Pipe | None, is_stopped: Callable[[], bo
     resume = _opened(Path(assignment.resume), pulse) if assignment.resume else None
     config = parse(TrainingConfig, assignment.config)
     pulse()
-    source = SourceFolder(Path(assignment.sources)).read(config.source)
+    corpus = Corpus.of(config.shares, SourceFolder(Path(assignment.sources)).file)
     pulse()
     another = [sys.executable, "-m", "worker.child"]
     environment = {**os.environ, PARENT_VARIABLE: str(os.getpid())}
     line = assignment.to_line()
     with together(config.num_processes, config.device, another, environment, said=line) as ranks:
-        return _run(assignment, config, source, resume, ranks, pipe, is_stopped)
+        return _run(assignment, config, corpus, resume, ranks, pipe, is_stopped)
 
 
 def _opened(path: Path, pulse: Callable[[], None]) -> CheckpointContent:
@@ -186,7 +187,7 @@ def _opened(path: Path, pulse: Callable[[], None]) -> CheckpointContent:
 def _run(
     assignment: Assignment,
     config: TrainingConfig,
-    source: SourceText,
+    corpus: Corpus,
     resume: CheckpointContent | None,
     ranks: Ranks,
     pipe: Pipe | None,
@@ -203,15 +204,17 @@ def _run(
 
     trainer = assemble(
         config,
-        source,
+        corpus,
         pipe.emit if pipe else lambda _: None,
         should_stop,
         store=CheckpointStore(Path(assignment.checkpoints)),
         identity=RunIdentity(assignment.job_id, assignment.attempt, assignment.fence, assignment.parent),
         resume=resume,
         mode=ResumeMode(assignment.mode),
+        start_step=assignment.start_step,
         end_step=assignment.end_step,
         models_root=Path(assignment.models),
+        cache=Path(assignment.cache) if assignment.cache else None,
         ranks=ranks,
         meanwhile=pipe.pulse if pipe else nothing,
     )

@@ -18,19 +18,6 @@ NUM_RECENT_JOBS = 5
 
 
 @app.command()
-def sources(as_json: AsJson = False) -> None:
-    """List the training texts."""
-    with Ratchet() as api:
-        found = api.sources()
-    if as_json:
-        print_json(found)
-    elif found:
-        print_table(tables.sources, found)
-    else:
-        typer.echo("There are no training texts. Put one into the sources folder.")
-
-
-@app.command()
 def status(as_json: AsJson = False) -> None:
     """Say whether the service is ready, who works, and what was asked of it lately."""
     with Ratchet() as api:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -27,8 +28,25 @@ class LanguageModel(nn.Module, ABC):
     """Most tokens that one forward pass can see."""
 
     @abstractmethod
-    def forward(self, ids_BT: Tensor, targets_BT: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Logits (B, T, V) and, given targets, their mean loss in nats."""
+    def forward(
+        self, ids_BT: Tensor, targets_BT: Tensor | None = None, segments_BT: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Logits (B, T, V) and, given targets, their mean loss in nats.
+
+        Args:
+            targets_BT: The token that follows each; those of -100 count for nothing.
+            segments_BT: Which example each token of a row belongs to: a number that rises along T. Examples do not see
+                one another, and each has positions from 0 on. None: every row is one example.
+        """
+
+    @property
+    def supports_segments(self) -> bool:
+        """Whether `forward` takes segments, so that several examples can share a row."""
+        return True
+
+    def without_adapters(self) -> AbstractContextManager[Any]:
+        """Inside it, the model is the base that its adapters were put into."""
+        raise NotImplementedError
 
     @abstractmethod
     def predict(self, ids_BT: Tensor, cache: Any = None) -> tuple[Tensor, Any]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from core.errors import ModelUnavailable
+from core.gguf_file import is_gguf_folder
 
 PROBE_SECONDS = 3.0
 FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
@@ -46,6 +47,8 @@ def find_base(name: str, models_root: Path | None = None) -> Path:
 
 
 def _checked(folder: Path) -> Path:
+    if is_gguf_folder(folder):
+        return folder
     missing = [
         what
         for what, pattern in {"config.json": "config.json", "*.safetensors": "*.safetensors"}.items()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from core.errors import CheckpointMismatch, ModelUnavailable
 from core.losses import next_token_loss
 from core.models import LanguageModel
+from core.models.attention import segment_positions
 from core.models.lora import adapter_config, wrap_with_adapters
 from core.models.pretrained import load_causal_lm, load_tokenizer
 from core.tokenizer import PretrainedTokenizer, TokenIds
@@ -67,6 +69,7 @@ class CausalLM(LanguageModel):
             self.network = _with_adapters(model, lora_rank, lora_alpha, lora_dropout)
             self.weights_file = "adapter_model.safetensors"
         self.short_name = short_name(base_name or base.name)
+        self._told_apart: bool | None = None
 
     @property
     def name(self) -> str:  # type: ignore[override]  # one class, many names
@@ -81,10 +84,26 @@ class CausalLM(LanguageModel):
         """The text of ids, shape (T,)."""
         return self.tokenizer.decode(ids)
 
-    def forward(self, ids_BT: Tensor, targets_BT: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, ids_BT: Tensor, targets_BT: Tensor | None = None, segments_BT: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """Logits (B, T, V) and the loss."""
-        logits_BTV = self.network(input_ids=ids_BT, use_cache=False).logits
+        # Where positions begin anew, transformers begins another example: its masks are made of them.
+        packed = {} if segments_BT is None else {"position_ids": segment_positions(segments_BT)}
+        logits_BTV = self.network(input_ids=ids_BT, use_cache=False, **packed).logits
         return logits_BTV, None if targets_BT is None else next_token_loss(logits_BTV, targets_BT)
+
+    @property
+    def supports_segments(self) -> bool:
+        """Whether examples that share a row are told apart: measured at the first call, for many a family does not."""
+        if self._told_apart is None:
+            self._told_apart = _are_told_apart(self)
+        return self._told_apart
+
+    def without_adapters(self) -> AbstractContextManager[Any]:
+        """Inside it, the model is its base."""
+        left_out: AbstractContextManager[Any] = self.network.disable_adapter()
+        return left_out
 
     def predict(self, ids_BT: Tensor, cache: Any = None) -> tuple[Tensor, Any]:
         """Logits (B, V) of the next token; the cache is transformers' own."""
@@ -155,6 +174,28 @@ def _check_causal(model: Any, folder: Path) -> None:
             f"the folder '{folder.name}' is no causal language model: what it says of a token depends on later ones",
             field="base_model",
         )
+
+
+def _are_told_apart(model: CausalLM) -> bool:
+    """Compare what is said of a row of three examples with what is said of each alone.
+
+    Some families make masks of their own that know nothing of positions, or hand a state on from token to token.
+    """
+    device = next(model.parameters()).device
+    examples = [torch.tensor([ids], device=device) % model.vocab_size for ids in ([1, 2, 3], [4], [2, 1, 3, 4])]
+    segments_BT = torch.cat([torch.full_like(ids_BT, number) for number, ids_BT in enumerate(examples)], dim=1)
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode(), torch.autocast(device.type, enabled=False):
+            together_BTV, _ = model(torch.cat(examples, dim=1), segments_BT=segments_BT)
+            alone_BTV = torch.cat([model(ids_BT)[0] for ids_BT in examples], dim=1)
+    except (TypeError, ValueError, RuntimeError, IndexError):
+        # Of a family that cannot be told positions at all.
+        return False
+    finally:
+        model.train(was_training)
+    return bool((together_BTV - alone_BTV).abs().max() <= 1e-4 * alone_BTV.abs().max())
 
 
 def _own_pages(model: Any) -> None:

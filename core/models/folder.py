@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from core.errors import CheckpointError, ModelUnavailable
+from core.hub_cache import is_own_link
 from core.outside import read_plain
 from core.weights import load_tensors
 
@@ -53,7 +54,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for name in _weight_files(folder):
         try:
-            tensors = load_tensors(folder / name, is_link_allowed=_is_own_link(folder, name))
+            tensors = load_tensors(folder / name, is_link_allowed=is_own_link(folder, name))
         except CheckpointError as error:
             raise unusable(folder, error.message) from None
         if repeated := found.keys() & tensors.keys():
@@ -98,14 +99,6 @@ def _weight_files(folder: Path) -> list[str]:
 
 def _read(folder: Path, name: str, max_bytes: int) -> bytes:
     try:
-        return read_plain(folder / name, max_bytes, is_link_allowed=_is_own_link(folder, name))
+        return read_plain(folder / name, max_bytes, is_link_allowed=is_own_link(folder, name))
     except CheckpointError as error:
         raise unusable(folder, error.message) from None
-
-
-def _is_own_link(folder: Path, name: str) -> bool:
-    """Whether it is a link as the hub's cache has them: `snapshots/<revision>/<name>` → `blobs/<hash>`."""
-    path = folder / name
-    if folder.parent.name != "snapshots" or not path.is_symlink():
-        return False
-    return path.resolve().parent == (folder.parent.parent / "blobs").resolve()

@@ -1,4 +1,4 @@
-"""A pretrained model from a Hugging Face folder as it comes from anywhere: nothing that the folder asks for is done.
+"""A pretrained model from a folder as it comes from anywhere: nothing that the folder asks for is done.
 
 transformers would follow it: an adapter's base elsewhere, code to import, kernels from the hub, weights under another
 name. So of `config.json` only the settings that shape the model are taken, weights are read here, and transformers is
@@ -18,7 +18,10 @@ import torch
 from torch import Tensor
 
 from core.errors import ModelUnavailable
+from core.gguf_file import is_gguf_folder
 from core.models.folder import check_tokenizer_files, read_config, read_weights, unusable
+from core.models.gguf import config_of, read_header, weights_of
+from core.models.gguf_tokenizer import tokenizer_of
 
 MAX_LAYERS = 10_000
 """Of layers, or of experts in one."""
@@ -46,9 +49,8 @@ def load_causal_lm(folder: Path, dropout: float = 0.0) -> Any:
     Raises:
         ModelUnavailable: says what of the folder cannot be used.
     """
-    said = read_config(folder)
+    said, weights = _settings_and_weights(folder)
     config_class, model_class = _classes(folder, said)
-    weights = read_weights(folder)
     if odd := [name for name, tensor in weights.items() if not tensor.is_floating_point()]:
         # Masks that older files keep among their weights are computed anew.
         if not all(name.endswith("bias") for name in odd):
@@ -73,12 +75,12 @@ def load_causal_lm(folder: Path, dropout: float = 0.0) -> Any:
 
 
 def family_of(folder: Path) -> str:
-    """What `config.json` calls the architecture: `gpt2`, `llama`, …
+    """What `config.json`, or a GGUF file, calls the architecture: `gpt2`, `llama`, …
 
     Raises:
         ModelUnavailable: it does not say it.
     """
-    said = read_config(folder)
+    said = _settings(folder)
     if not isinstance(said.get("model_type"), str):
         raise unusable(folder, f"its config.json says model_type {said.get('model_type')!r}")
     return str(said["model_type"])
@@ -92,6 +94,8 @@ def load_tokenizer(folder: Path, config: Any) -> Any:
     """
     from transformers import AutoTokenizer
 
+    if is_gguf_folder(folder) and not (folder / "tokenizer.json").exists():
+        return tokenizer_of(folder, read_header(folder))
     check_tokenizer_files(folder)
     try:
         found = AutoTokenizer.from_pretrained(folder, config=config, local_files_only=True, trust_remote_code=False)
@@ -100,6 +104,18 @@ def load_tokenizer(folder: Path, config: Any) -> Any:
     # What it asked for is not passed on to those who may obey it.
     found.init_kwargs.pop("auto_map", None)
     return found
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    return config_of(folder, read_header(folder)) if is_gguf_folder(folder) else read_config(folder)
+
+
+def _settings_and_weights(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    if not is_gguf_folder(folder):
+        return read_config(folder), read_weights(folder)
+    header = read_header(folder)
+    # Settings first: they are looked through before anything is unpacked.
+    return config_of(folder, header), weights_of(folder, header)
 
 
 def _classes(folder: Path, said: Mapping[str, Any]) -> tuple[Any, Any]:

@@ -147,5 +147,5 @@ def test_every_rank_keeps_random_numbers_of_its_own(run: Any, config: Any, store
     assert not torch.get_rng_state().equal(ours), "dropout would be the same on every rank"
     for one, another in zip(first.parts.model.parameters(), other.parts.model.parameters(), strict=True):
         assert one.equal(another), "all begin with the same weights"
-    inputs = [trainer.parts.training_batch(0, 0)[0] for trainer in (first, other)]
+    inputs = [trainer.parts.training_batch(0, 0).ids_BT for trainer in (first, other)]
     assert not inputs[0].equal(inputs[1])

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from core.batches import Batch
 from core.errors import NonFiniteLoss
 from core.precision import LEAST_SCALE, Precision
 
@@ -36,12 +37,11 @@ def test_two_batches_of_half_the_size_make_the_same_update(run: Any, config: Any
     """The mean of two halves' means is the whole's; sums in another order differ in their last bits alone."""
     whole = run(config(batch_size=4, learning_rate=1e-2)).trainer
     halves = run(config(batch_size=2, gradient_accumulation_steps=2, learning_rate=1e-2)).trainer
-    ids_BT, targets_BT = whole.parts.training_batch(0, 0)
+    batch = whole.parts.training_batch(0, 0)
+    ids, targets = batch.ids_BT.chunk(2), batch.targets_BT.chunk(2)
     monkeypatch.setattr(
         "core.parts.Parts.training_batch",
-        lambda parts, _, number: (
-            (ids_BT, targets_BT) if parts is whole.parts else (ids_BT.chunk(2)[number], targets_BT.chunk(2)[number])
-        ),
+        lambda parts, _, number: batch if parts is whole.parts else Batch(ids[number], targets[number]),
     )
     assert halves.update() == pytest.approx(whole.update(), rel=1e-6)
     for one, other in zip(whole.parts.model.parameters(), halves.parts.model.parameters(), strict=True):
@@ -51,7 +51,8 @@ def test_two_batches_of_half_the_size_make_the_same_update(run: Any, config: Any
 
 def test_batches_of_an_accumulation_are_never_the_same(run: Any, config: Any) -> None:
     parts = run(config(gradient_accumulation_steps=3)).trainer.parts
-    seen = {tuple(parts.training_batch(step, number)[0].flatten().tolist()) for step in range(4) for number in range(3)}
+    batches = [parts.training_batch(step, number) for step in range(4) for number in range(3)]
+    seen = {tuple(batch.ids_BT.flatten().tolist()) for batch in batches}
     assert len(seen) == 12
 
 
@@ -70,7 +71,7 @@ def test_an_overflow_that_no_scale_is_to_blame_for_ends_the_run(run: Any, config
     trainer = run(config(precision="fp16")).trainer
     trainer.parts.precision.restore({**trainer.parts.precision.state(), "scale": LEAST_SCALE})
     honest = trainer.parts.model.forward
-    trainer.parts.model.forward = lambda ids, targets: (None, (honest(ids, targets)[1] - 1.0).sqrt() * torch.inf)
+    trainer.parts.model.forward = lambda ids, targets, _: (None, (honest(ids, targets)[1] - 1.0).sqrt() * torch.inf)
     with pytest.raises(NonFiniteLoss):
         trainer.update()
 

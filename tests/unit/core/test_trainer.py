@@ -7,8 +7,9 @@ import torch
 
 from core.checkpointing import CheckpointStore, load_checkpoint
 from core.errors import NonFiniteLoss
+from core.evaluation import Evaluation
 from core.saving import RunIdentity
-from core.trainer import Outcome, build_optimizer, clip_gradients, estimate_loss, learning_rate
+from core.trainer import Outcome, build_optimizer, clip_gradients, estimate_loss
 from tests.unit.core.conftest import KINDS
 
 
@@ -100,7 +101,7 @@ def test_what_is_not_a_number_ends_the_run_before_it_reaches_weights_or_checkpoi
     model = told.trainer.parts.model
     honest = model.forward
 
-    def poisoning(ids_BT: torch.Tensor, targets_BT: torch.Tensor | None = None) -> Any:
+    def poisoning(ids_BT: torch.Tensor, targets_BT: torch.Tensor | None = None, _: Any = None) -> Any:
         logits_BTV, loss = honest(ids_BT, targets_BT)
         if loss is not None and model.training and told.trainer.run.step == step - 1:
             loss = loss * torch.nan if poisoned == "loss" else loss + (loss - loss.detach()) * torch.inf
@@ -118,8 +119,8 @@ def test_an_evaluation_that_is_not_a_number_ends_the_run_before_its_checkpoint(
 ) -> None:
     told = run(config(), store=store)
     monkeypatch.setattr(
-        "core.trainer.estimate_loss",
-        lambda *_: {"train_loss": 1.0, "val_loss": float("nan") if told.trainer.run.step == 8 else 1.0},
+        "core.trainer.evaluate",
+        lambda *_: Evaluation(1.0, float("nan") if told.trainer.run.step == 8 else 1.0, 0.5, 2.7),
     )
     with pytest.raises(NonFiniteLoss, match="evaluated val loss became nan at step 8"):
         told.trainer.train()
@@ -170,10 +171,11 @@ def test_gradients_are_clipped_at_one_and_with_lora_at_two(run: Any, config: Any
     assert after.item() == pytest.approx(limit, rel=1e-4)
 
 
-def test_warm_up_rises_in_a_straight_line_and_then_stays_level(config: Any) -> None:
-    warm = config(training_steps=100, learning_rate=0.1, warmup_steps=4)
-    assert [learning_rate(warm, step) for step in range(6)] == pytest.approx([0.025, 0.05, 0.075, 0.1, 0.1, 0.1])
-    assert learning_rate(config(use_lr_warmup=False, learning_rate=0.1), 0) == 0.1
+def test_the_rate_of_each_step_follows_the_schedule(run: Any, config: Any) -> None:
+    told = run(config(learning_rate=0.1, warmup_steps=4, lr_schedule="linear", min_lr_ratio=0.2))
+    told.trainer.train()
+    rates = [event.lr for event in told.of("step")]
+    assert rates == pytest.approx([0.025, 0.05, 0.075, 0.1, 0.08, 0.06, 0.04, 0.02])
 
 
 @pytest.mark.parametrize("kind", ["from_scratch_lora", "gpt2_lora"])
