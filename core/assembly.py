@@ -18,13 +18,14 @@ from core.corpus import Corpus
 from core.devices import select_device
 from core.disk import Meanwhile, nothing
 from core.distributed import ALONE, Ranks
-from core.encoding import Encoder, all_texts, fingerprint, method_of
-from core.errors import CheckpointMismatch, ConfigError, GenerationError
+from core.encoding import Encoder, all_texts, fingerprint, first_kind
+from core.errors import CheckpointMismatch, GenerationError
 from core.evaluation import ShouldStop
 from core.events import Emit
 from core.exactness import be_deterministic, departures, surroundings, warning_of
 from core.fingerprints import check_base, of_base
 from core.legacy import restore_legacy_optimizer
+from core.methods import method_of
 from core.models import LanguageModel
 from core.models.base import find_base
 from core.models.causal_lm import CausalLM
@@ -123,8 +124,7 @@ def _parts(
     encoding: _Encoding,
 ) -> Parts:
     """Model, with a checkpoint's weights if there is one, fresh optimizer, data."""
-    method = method_of(corpus, config.method)
-    _check_method(config, method)
+    method = method_of({part.source.name: first_kind(part) for part in corpus.parts}, config)
     meanwhile = encoding.meanwhile
     base = base_folder(config, resume, models_root) if config.is_pretrained else None
     # Before it is read: what changes from here on is not what was trained on.
@@ -214,12 +214,6 @@ def _objective(config: TrainingConfig, method: str, original: Path | None, devic
         return Preference(config.dpo_beta, None)
     reference = build_model(config, base=original, mapped=True).to(device).eval()
     return Preference(config.dpo_beta, reference.requires_grad_(False))
-
-
-def _check_method(config: TrainingConfig, method: str) -> None:
-    if method == "dpo" and not config.is_pretrained:
-        said = "preferences are taught to a model that can write already: choose model_type gpt2 or causal_lm"
-        raise ConfigError([("model_type", said)])
 
 
 def _end_step(parts: Parts, start_step: int, end_step: int) -> int:

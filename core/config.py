@@ -17,7 +17,7 @@ from typing import Any, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from core.errors import ConfigError, Difference
+from core.errors import CheckpointMismatch, ConfigError, Difference
 from core.hyperparameters import from_json
 from core.hyperparameters.data import BUNDLED_SOURCE as BUNDLED_SOURCE
 from core.hyperparameters.data import DataSettings
@@ -100,8 +100,9 @@ class TrainingConfig(ReportingSettings, LearningSettings, ModelSettings, DataSet
         for name, value in DEFAULTS.get((str(model_type), test_mode), {}).items():
             filled.setdefault(name, value)
         if model_type in PRETRAINED:
-            # GPT-2 is a model by itself; of the others there are thousands.
-            filled.setdefault("base_model", "gpt2" if model_type == "gpt2" else NONE_GIVEN)
+            # GPT-2 is a model by itself, and the default; of the others there are thousands.
+            if model_type != "gpt2":
+                filled.setdefault("base_model", NONE_GIVEN)
             filled.setdefault("learning_rate", 2e-4 if _is_true(filled.get("use_lora", False)) else 3e-5)
         steps = filled.get("training_steps")
         if str(steps).isdecimal():
@@ -115,6 +116,10 @@ class TrainingConfig(ReportingSettings, LearningSettings, ModelSettings, DataSet
             raise ValueError("method 'dpo' needs a pretrained model: preferences are taught to what can already write")
         if self.freeze_layers and self.use_lora:
             raise ValueError("freeze_layers is for whole models: LoRA freezes all of the base anyway")
+        if self.optimizer == "muon" and self.use_lora:
+            raise ValueError("optimizer 'muon' updates whole matrices, and LoRA trains none: use 'adamw'")
+        if self.freeze_layers > self.n_layer and not self.is_pretrained:
+            raise ValueError(f"freeze_layers {self.freeze_layers} is more than n_layer ({self.n_layer})")
         return self
 
 
@@ -212,8 +217,21 @@ def resume_config(
     steps = left if left > 0 and mode is not ResumeMode.WARM_START else before.training_steps
     after = parse(TrainingConfig, {**before.model_dump(), "training_steps": steps, **overrides})
     same_content = {"source"} if checkpoint.get("source_sha256") else set()
+    _check_end(checkpoint, after, mode)
     dumped = before.model_dump(mode="json"), after.model_dump(mode="json")
     return after, merge(*dumped, mode, same_content=same_content)
+
+
+def _check_end(checkpoint: Mapping[str, Any], after: TrainingConfig, mode: ResumeMode) -> None:
+    """A schedule that falls knows where the run ends, so another end is another rate at every step."""
+    known, end_step = int(checkpoint.get("end_step", 0)), int(checkpoint["step"]) + after.training_steps
+    is_moved = known not in (0, int(checkpoint["step"]), end_step)
+    if mode is ResumeMode.EXACT and after.lr_schedule != "constant" and is_moved:
+        raise CheckpointMismatch(
+            f"mode 'exact' ends at step {known}, since the rate of lr_schedule '{after.lr_schedule}' depends on it: "
+            f"resume with mode 'extend' to end at step {end_step}",
+            field="training_steps",
+        )
 
 
 def parse_mode(text: str) -> ResumeMode:

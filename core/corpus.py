@@ -49,12 +49,7 @@ class Corpus:
         Raises:
             SourceError: one cannot be opened.
         """
-        return cls(
-            tuple(
-                Part(opened(share.source), share.weight, {str(role): name for role, name in share.columns.items()})
-                for share in shares
-            )
-        )
+        return cls(tuple(Part(opened(share.source), share.weight, columns_of(share)) for share in shares))
 
     @classmethod
     def of_one(cls, source: SourceFile | SourceText) -> Corpus:
@@ -70,6 +65,11 @@ class Corpus:
     def sha256(self) -> str:
         """What it has in it, to the last byte."""
         return sha256_of_all([part.source.sha256 for part in self.parts])
+
+
+def columns_of(share: SourceShare) -> dict[str, str]:
+    """What the parts of its rows are called in it."""
+    return {str(role): name for role, name in share.columns.items()}
 
 
 def sha256_of_all(hashes: Sequence[str]) -> str:

@@ -41,8 +41,6 @@ TOLD_SECONDS = 5.0
 NUM_TOLD = 20
 """Bad rows that are remembered by number."""
 
-METHODS = {RowKind.TEXT: "lm", RowKind.COMPLETION: "sft", RowKind.CHAT: "sft", RowKind.PREFERENCE: "dpo"}
-
 
 @dataclass(slots=True)
 class Encoder:
@@ -187,28 +185,6 @@ def fingerprint(tokenizer: Tokenizer) -> str:
         return hashlib.sha256(f"{type(library)} {known} {library.chat_template}".encode()).hexdigest()
     assert isinstance(tokenizer, BytePairTokenizer)
     return tokenizer.fingerprint
-
-
-def method_of(corpus: Corpus, wanted: str) -> str:
-    """What a run does with its sources: `lm`, `sft` or `dpo`.
-
-    Args:
-        wanted: As in `TrainingConfig.method`; `auto` looks at the first row of each.
-
-    Raises:
-        SourceNoRows: the rows are not those of the method, or of two.
-    """
-    kinds = {part.source.name: first_kind(part) for part in corpus.parts}
-    methods = {name: METHODS[kind] for name, kind in kinds.items()}
-    if wanted == "auto":
-        if len(set(methods.values())) > 1:
-            said = ", ".join(f"'{name}' has {kind} rows" for name, kind in kinds.items())
-            raise SourceNoRows(f"the sources are for different methods: {said}; say which `method`, or give fewer")
-        return next(iter(methods.values()))
-    for name, kind in kinds.items():
-        if (wanted != "lm" and methods[name] != wanted) or (wanted == "lm" and kind is RowKind.PREFERENCE):
-            raise SourceNoRows(f"method '{wanted}' cannot learn from source '{name}', which has {kind} rows")
-    return wanted
 
 
 def first_kind(part: Part) -> RowKind:

@@ -58,12 +58,12 @@ def open_for_generation(
     if not config.is_pretrained:
         _verify(checkpoint, {_WEIGHTS, BPE_FILE if config.tokenizer == "bpe" else CHARACTERS_FILE})
         tokenizer = load_own_tokenizer(path)
-        return _from_scratch(config, tokenizer, _answering(path, _WEIGHTS)), tokenizer
+        return _from_scratch(config, tokenizer, _answering(checkpoint, _WEIGHTS)), tokenizer
     _verify(checkpoint, {_ADAPTERS} if config.use_lora else {_WEIGHTS, "config.json"})
     if not config.use_lora:
         model, words = _pretrained(config, path)
-        if (path / AVERAGES_FILE).exists():
-            model.load_tensors(_answering(path, _WEIGHTS))
+        if AVERAGES_FILE in checkpoint.manifest.files:
+            model.load_tensors(_answering(checkpoint, _WEIGHTS))
         return _ready(model), words
     base = find_base(config.base_model, models_root)
     check_base(
@@ -73,7 +73,7 @@ def open_for_generation(
         hashes_of_base(config, base, fingerprints),
     )
     model, words = _pretrained(config, base)
-    model.load_tensors(_answering(path, _ADAPTERS))
+    model.load_tensors(_answering(checkpoint, _ADAPTERS))
     return _ready(model), words
 
 
@@ -165,10 +165,12 @@ def _verify(checkpoint: Checkpoint, needed: set[str]) -> None:
     verify(replace(checkpoint, manifest=manifest.model_copy(update={"files": asked_for})))
 
 
-def _answering(folder: Path, weights: str) -> dict[str, Tensor]:
+def _answering(checkpoint: Checkpoint, weights: str) -> dict[str, Tensor]:
     """What a checkpoint answers with: its weights, or the averages of them where it keeps some."""
-    tensors = load_tensors(folder / weights)
-    return averaged(tensors, load_tensors(folder / AVERAGES_FILE)) if (folder / AVERAGES_FILE).exists() else tensors
+    tensors = load_tensors(checkpoint.path / weights)
+    if AVERAGES_FILE not in checkpoint.manifest.files:
+        return tensors
+    return averaged(tensors, load_tensors(checkpoint.path / AVERAGES_FILE))
 
 
 def _pretrained(config: TrainingConfig, base: Path) -> tuple[LanguageModel, Tokenizer]:

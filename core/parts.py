@@ -8,16 +8,14 @@ from pathlib import Path
 
 import torch
 
-from core.config import TrainingConfig, tokens_per_step
 from core.averaging import Averages
 from core.batches import Batch, Batches
+from core.config import TrainingConfig, tokens_per_step
 from core.distributed import ALONE, Ranks
 from core.models import LanguageModel
 from core.models.bigram import BigramLanguageModel, BigramLanguageModelLoRA
-from core.models.modern import ModernLanguageModel, ModernLanguageModelLoRA
-from core.optimization import build_optimizer as build_optimizer
-from core.optimization import freeze
 from core.objectives import Objective
+from core.optimization import build_optimizer as build_optimizer
 from core.precision import Precision
 from core.tokenizer import Tokenizer
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import importlib
-import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, BinaryIO, TypeAlias
 
@@ -87,28 +86,33 @@ def parquet_rows(file: BinaryIO, columns: Mapping[str, str], name: str, size_byt
         SourceNotReadable: it is none, it is damaged, or it becomes far more than it is.
         SourceColumns: its columns are not those of any kind of row.
     """
+    maker = RowMaker(columns, in_table=True)
+    left = UNPACKED_TIMES * size_bytes + UNPACKED_BYTES
+    for number, record in enumerate(_parquet_records(file, columns, name), start=1):
+        found = _row_of_cells(maker, record)
+        left -= ROW_BYTES + (0 if isinstance(found, str) else num_characters(found))
+        if left < 0:
+            said = f"becomes more than {UNPACKED_TIMES} times its size, which no text does"
+            raise SourceNotReadable(f"source '{name}' {said}")
+        yield number, found
+
+
+def _parquet_records(file: BinaryIO, columns: Mapping[str, str], name: str) -> Iterator[Any]:
     try:
         arrow, parquet = importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
     except ImportError:
         said = "is a Parquet file, and pyarrow, which reads those, is not installed: pip install 'ratchet[parquet]'"
         raise SourceNotReadable(f"source '{name}' {said}") from None
-    left = UNPACKED_TIMES * size_bytes + UNPACKED_BYTES
     try:
         # Neither whole row groups nor columns that nobody asks for come into memory.
         opened = parquet.ParquetFile(file, pre_buffer=False, buffer_size=CHUNK_BYTES)
-        header = opened.schema_arrow.names
+        header = [str(column) for column in opened.schema_arrow.names]
         check_columns_of(header, columns, name)
-        maker = RowMaker(columns, in_table=True)
-        wanted = [field for field in map(columns.get, fields_of_rows(), fields_of_rows()) if field in header]
-        batches = opened.iter_batches(BATCH_ROWS, columns=wanted, use_threads=False)
-        for number, record in enumerate(itertools.chain.from_iterable(map(_records_in, batches)), start=1):
-            found = _row_of_cells(maker, record)
-            left -= ROW_BYTES + (0 if isinstance(found, str) else num_characters(found))
-            if left < 0:
-                said = f"becomes more than {UNPACKED_TIMES} times its size, which no text does"
-                raise SourceNotReadable(f"source '{name}' {said}")
-            yield number, found
-    except (arrow.ArrowException, OSError) as error:
+        wanted = [column for column in (columns.get(field, field) for field in fields_of_rows()) if column in header]
+        for batch in opened.iter_batches(BATCH_ROWS, columns=wanted, use_threads=False):
+            yield from _records_in(batch)
+    # A damaged file meets pyarrow in many places, in some of which Python is the first to notice.
+    except (arrow.ArrowException, OSError, ValueError, LookupError, OverflowError) as error:
         said = str(error).strip().partition("\n")[0][:200]
         raise SourceNotReadable(f"source '{name}' cannot be read as Parquet: {said}") from None
 
@@ -250,6 +254,7 @@ def _row_of_cells(maker: RowMaker, record: Any) -> Row | str:
     if isinstance(record, str):
         return record
     try:
-        return maker.row(record)
+        found = maker.row(record)
     except Unfit as unfit:
         return unfit.reason
+    return found if num_characters(found) <= MAX_LINE_BYTES else _TOO_LONG

@@ -11,9 +11,11 @@ from pydantic import BaseModel
 from sqlmodel import Session
 
 from core.config import TrainingConfig, config_to_dict, parse
+from core.corpus import columns_of
 from core.errors import RatchetError
 from core.failpoints import failpoint
 from core.io_utils import get_data_source_name
+from core.methods import method_of
 from core.sources import SourceFacts, SourceFolder, check_length
 from jobs import queue
 from jobs.database import Database
@@ -106,18 +108,23 @@ class Intake:
         failpoint("intake.committed")
         return Accepted(enqueued.job, created=True)
 
-    def check_source(self, config: TrainingConfig) -> SourceFacts:
-        """The text's facts, if the run can learn from it.
+    def check_sources(self, config: TrainingConfig) -> list[SourceFacts]:
+        """The facts of each source, if the run can learn from them.
 
         Raises:
-            SourceError: it is missing, forbidden, not text, empty, or too short for the block size.
+            SourceError: one is missing, forbidden, not text, empty, too short for the block size, or of rows that the
+                method knows nothing to do with.
+            ConfigError: the model cannot learn by the method.
         """
-        facts = self.sources.inspect(config.source)
-        if config.model_type == "from_scratch":
-            check_length(facts.num_characters, config.block_size, "characters")
-        else:
-            # Without the tokenizer this much is known: a token stands for at least one byte.
-            check_length(facts.size_bytes, config.block_size, "bytes")
+        facts = [self.sources.inspect(share.source, columns_of(share)) for share in config.shares]
+        names = [share.source for share in config.shares]
+        method = method_of({name: found.kind for name, found in zip(names, facts, strict=True)}, config)
+        for found in facts if method == "lm" else []:
+            if not config.is_pretrained and config.tokenizer == "characters":
+                check_length(found.num_characters, config.block_size, "characters")
+            else:
+                # Without the tokenizer this much is known: a token stands for at least one byte.
+                check_length(found.size_bytes, config.block_size, "bytes")
         return facts
 
     def _fresh(self, body: JobIn, repeat: Repeat) -> NewJob:
@@ -127,7 +134,7 @@ class Intake:
         elif body.model_type == "gpt2":
             given["base_model"] = self.settings.base_model
         config = parse(TrainingConfig, given)
-        self.check_source(config)
+        facts = self.check_sources(config)
         return NewJob(
             name=body.name or f"{config.model_type} {get_data_source_name(config.source)}",
             owner=self.owner,
@@ -138,7 +145,19 @@ class Intake:
             run_after=body.run_after.timestamp() if body.run_after else None,
             idempotency_key=repeat.key,
             request_hash=repeat.request_hash,
+            warning=_left_out(config, facts),
         )
+
+
+def _left_out(config: TrainingConfig, facts: list[SourceFacts]) -> str | None:
+    """What the run will skip, said before it begins."""
+    told = [
+        f"{found.num_bad_rows} of the {found.num_rows + found.num_bad_rows} rows of '{share.source}' will be skipped: "
+        f"{'; '.join(f'row {row.number} {row.reason}' for row in found.bad_rows[:3])}"
+        for share, found in zip(config.shares, facts, strict=True)
+        if found.num_bad_rows
+    ]
+    return ". ".join(told) or None
 
 
 def _replayed(job: Job, repeat: Repeat) -> Accepted:

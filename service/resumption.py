@@ -8,6 +8,7 @@ from pathlib import PurePath
 from typing import Any
 
 from core.config import TrainingConfig, config_to_dict, parse, resume_config
+from core.corpus import sha256_of_all
 from core.errors import CheckpointCorrupt, Difference, SourceError
 from core.fingerprints import check_base, of_small_files
 from core.io_utils import get_data_source_name
@@ -108,18 +109,19 @@ class Resumption:
     def _check_source(self, config: TrainingConfig, manifest: Manifest, mode: ResumeMode) -> None:
         """Optimizer and data position go on in the same text alone; a warm start may read any."""
         try:
-            facts = self._intake.check_source(config)
+            facts = self._intake.check_sources(config)
         except SourceError as error:
             if mode is ResumeMode.WARM_START:
                 raise
             raise SourceChanged(f"checkpoint '{manifest.name}' cannot go on: {error.message}", field="source") from None
-        before = manifest.hashes.get("source", facts.sha256)
-        if mode is not ResumeMode.WARM_START and facts.sha256 != before:
+        now = sha256_of_all([found.sha256 for found in facts])
+        before = manifest.hashes.get("source", now)
+        if mode is not ResumeMode.WARM_START and now != before:
             raise SourceChanged(
                 f"source '{config.source}' is no longer the text that checkpoint '{manifest.name}' was trained on: "
-                f"its SHA-256 was {before} and is {facts.sha256}; restore it, or resume with mode 'warm_start'",
+                f"its SHA-256 was {before} and is {now}; restore it, or resume with mode 'warm_start'",
                 field="source",
-                differences=[Difference("source_sha256", before, facts.sha256)],
+                differences=[Difference("source_sha256", before, now)],
             )
 
     def _check_base(self, config: TrainingConfig, manifest: Manifest) -> None:
@@ -142,7 +144,7 @@ class Resumption:
         except CheckpointCorrupt:
             manifest = None  # Its worker will take the one before.
         if manifest is None:
-            self._intake.check_source(config)
+            self._intake.check_sources(config)
             return
         self._check_source(config, manifest, ResumeMode.EXTEND)
         self._check_base(config, manifest)

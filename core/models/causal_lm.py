@@ -18,7 +18,7 @@ from core.errors import CheckpointMismatch, ModelUnavailable
 from core.losses import next_token_loss
 from core.models import LanguageModel
 from core.models.attention import segment_positions
-from core.models.lora import adapter_config, wrap_with_adapters
+from core.models.lora import ALL_LINEAR, adapter_config, adapter_targets, wrap_with_adapters
 from core.models.pretrained import load_causal_lm, load_tokenizer
 from core.tokenizer import PretrainedTokenizer, TokenIds
 
@@ -27,17 +27,20 @@ class CausalLM(LanguageModel):
     """A Hugging Face model with its tokenizer.
 
     Args:
-        base: Folder with `config.json`, safetensors weights and tokenizer files.
-        use_lora: Freeze the base and train adapters on every linear layer but the head.
+        base: Folder with `config.json`, safetensors weights and tokenizer files, or with one GGUF file.
+        use_lora: Freeze the base and train adapters on linear layers, never on the head.
         lora_rank: Rank of the adapters.
         lora_alpha: Scale of the adapters is alpha / rank.
         lora_dropout: Dropout before each adapter.
         dropout: Dropout wherever the architecture has one: of embeddings, attention, residuals.
         base_name: What the user calls the base: its last part names checkpoints, and adapters refer to it.
         mapped: Leave the weights where they are read from, for a model that is only asked.
+        lora_targets: Which linear layers get adapters, see `core.models.lora.adapter_targets`.
+        adapters: `use_rslora` and `use_dora`.
 
     Raises:
         ModelUnavailable: the folder cannot be used.
+        ConfigError: `lora_targets` names a layer that is not there.
     """
 
     def __init__(
@@ -50,6 +53,8 @@ class CausalLM(LanguageModel):
         dropout: float = 0.0,
         base_name: str | None = None,
         mapped: bool = False,
+        lora_targets: str = ALL_LINEAR,
+        **adapters: bool,
     ) -> None:
         super().__init__()
         model = load_causal_lm(base, dropout)
@@ -66,7 +71,7 @@ class CausalLM(LanguageModel):
         self.use_lora = use_lora
         self.network: Any = model
         if use_lora:
-            self.network = _with_adapters(model, lora_rank, lora_alpha, lora_dropout)
+            self.network = _with_adapters(model, lora_targets, lora_rank, lora_alpha, lora_dropout, **adapters)
             self.weights_file = "adapter_model.safetensors"
         self.short_name = short_name(base_name or base.name)
         self._told_apart: bool | None = None
@@ -203,7 +208,7 @@ def _own_pages(model: Any) -> None:
         parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
 
 
-def _with_adapters(model: Any, rank: int, alpha: float, dropout: float) -> Any:
+def _with_adapters(model: Any, targets: str, rank: int, alpha: float, dropout: float, **more: bool) -> Any:
     from transformers.pytorch_utils import Conv1D
 
     head = model.get_output_embeddings()
@@ -211,10 +216,11 @@ def _with_adapters(model: Any, rank: int, alpha: float, dropout: float) -> Any:
     # Not peft's "all-linear": that takes experts, too, which cannot have dropout before their adapters.
     linear = {name: part for name, part in model.named_modules() if isinstance(part, kinds) and part is not head}
     config = adapter_config(
-        sorted({name.rpartition(".")[2] for name in linear}),
+        adapter_targets(linear, targets),
         rank,
         alpha,
         dropout,
+        **more,
         task_type="CAUSAL_LM",
         base_model_name_or_path=model.name_or_path,
         # GPT-2 and its kin keep their matrices as (in, out); peft asks to be told.

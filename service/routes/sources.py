@@ -137,7 +137,7 @@ async def put_source(
     """
     if "multipart/" in request.headers.get("content-type", ""):
         raise SourceNotReadable("the body is a form: send the file itself, for example with curl -T")
-    columns, may_replace = _columns_in(request), if_none_match != "*"
+    name, columns, may_replace = "/".join(uploads.visible_parts(name)), _columns_in(request), if_none_match != "*"
     with one_of(
         _places(request, "receiving"), TooManyAtOnce(f"{MAX_AT_ONCE} sources are being received; wait a moment.")
     ):

@@ -175,7 +175,7 @@ class Hand:
         with self._ledger.write() as session:
             job = queue.claim(session, "w1", time.time())
             assert job is not None
-            feed.record(session, job.id, job.fence, [("started", {"start_step": 0, "end_step": 20})])
+            feed.record(session, job.id, job.fence, [("started", {"end_step": job.start_step + job.training_steps})])
             return job
 
     def say(self, job: Job, *events: feed.Said) -> None:

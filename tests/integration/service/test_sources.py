@@ -23,7 +23,7 @@ from jobs.tables import Job
 from service import uploads
 from service.routes import sources as routes
 from service.settings import ServiceSettings
-from tests.faults import ServiceProcess, fill, on_a_disk_of
+from tests.faults import ServiceProcess, fill, on_a_disk_of, on_a_sealed_disk
 from tests.integration.service.conftest import BODY, TALE, Hand, Running, Serve, until
 
 CHAT = "".join(
@@ -464,6 +464,22 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path) -> None:
         assert (refused.status_code, refused.json()["code"]) == (503, "disk_full")
     finally:
         service.end()
+
+
+def test_a_disk_that_cannot_be_written_is_said(tmp_path: Path, settings: ServiceSettings, root: Path) -> None:
+    service = ServiceProcess(tmp_path, before=on_a_sealed_disk(root), RATCHET_SOURCES=str(root))
+    try:
+        for answer in (service.http.put("/sources/new.md", content=b"x"), service.http.delete("/sources/tale.md")):
+            assert (answer.status_code, answer.json()["code"]) == (503, "storage_error")
+            assert "Read-only file system" in answer.json()["detail"]
+    finally:
+        service.end()
+
+
+def test_a_name_is_told_as_it_is_on_the_disk(client: TestClient, root: Path) -> None:
+    answer = client.put("/sources/deep%2F%2F.%2Fx.md", content=b"x")
+    assert (answer.json()["name"], answer.headers["location"]) == ("deep/x.md", "/sources/deep/x.md")
+    assert (root / "deep" / "x.md").exists()
 
 
 def test_the_schema_says_that_the_body_is_a_file(client: TestClient) -> None:

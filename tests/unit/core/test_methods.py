@@ -17,9 +17,10 @@ from core.checkpointing import CheckpointStore, load_checkpoint
 from core.config import TrainingConfig
 from core.conversations import END, by_template, examples_of, plainly
 from core.corpus import Corpus, Part
-from core.encoding import Encoder, all_texts, method_of
+from core.encoding import Encoder, all_texts, first_kind
 from core.errors import ConfigError, SourceNoRows, SourceTooShort
 from core.losses import UNLEARNT, next_token_loss, preference_loss
+from core.methods import method_of
 from core.objectives import NextToken
 from core.packing import one_each, packed
 from core.rows import ChatRow, CompletionRow, Message, PreferenceRow, TextRow
@@ -156,8 +157,11 @@ def test_preferences_are_two_examples_the_better_one_first() -> None:
     ],
     ids=lambda given: given if isinstance(given, str) else "",
 )
-def test_the_rows_say_what_is_done_with_them(write: Write, kinds: list[Any], wanted: str, method: str) -> None:
-    assert method_of(write(*kinds), wanted) == method
+def test_the_rows_say_what_is_done_with_them(
+    config: Any, write: Write, kinds: list[Any], wanted: str, method: str
+) -> None:
+    found = {part.source.name: first_kind(part) for part in write(*kinds).parts}
+    assert method_of(found, config("gpt2", method=wanted)) == method
 
 
 @pytest.mark.parametrize(
@@ -171,9 +175,11 @@ def test_the_rows_say_what_is_done_with_them(write: Write, kinds: list[Any], wan
     ],
     ids=lambda given: given if isinstance(given, str) else "",
 )
-def test_rows_that_do_not_fit_a_method_are_one_sentence(write: Write, kinds: list[Any], wanted: str, said: str) -> None:
+def test_rows_that_do_not_fit_a_method_are_one_sentence(
+    config: Any, write: Write, kinds: list[Any], wanted: str, said: str
+) -> None:
     with pytest.raises(SourceNoRows, match=said):
-        method_of(write(*kinds), wanted)
+        Run(config("gpt2", method=wanted), write(*kinds))
 
 
 def test_preferences_need_a_model_that_can_write(config: Any, write: Write) -> None:

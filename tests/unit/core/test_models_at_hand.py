@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
 from core import models_at_hand as at_hand
 from core.hub_cache import cache_root
@@ -256,11 +255,9 @@ def test_a_list_needs_no_torch() -> None:
     subprocess.run([sys.executable, "-c", program], cwd=PROJECT, check=True)
 
 
-def test_a_tiny_model_takes_no_time_to_be_told(theirs: Path) -> None:
-    """The list reads headers: a sparse file of a terabyte is as quick as a small one."""
+def test_a_large_model_takes_no_longer_than_a_small_one(theirs: Path) -> None:
+    """The list reads headers: 64 GiB of weights, which are a hole here, are not looked at."""
     path = theirs / "model.safetensors"
-    length = int.from_bytes(path.read_bytes()[:8], "little")
-    header = json.loads(path.read_bytes()[8 : 8 + length])
     num_bytes = 1 << 36
     header = {"w": {"dtype": "F32", "shape": [num_bytes // 4], "data_offsets": [0, num_bytes]}}
     encoded = json.dumps(header).encode()
@@ -268,4 +265,3 @@ def test_a_tiny_model_takes_no_time_to_be_told(theirs: Path) -> None:
         file.write(len(encoded).to_bytes(8, "little") + encoded)
         file.truncate(8 + len(encoded) + num_bytes)
     assert one(theirs).num_parameters == num_bytes // 4
-    assert torch.get_num_threads() >= 1

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -435,6 +437,19 @@ def test_a_value_of_parquet_that_is_no_text_is_a_bad_row() -> None:
 def test_what_is_no_whole_parquet_file_is_said(content: bytes) -> None:
     with pytest.raises(SourceNotReadable, match="source 'x' cannot be read as Parquet: "):
         rows(content, PARQUET)
+
+
+def test_a_row_of_parquet_is_no_longer_than_a_line_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(row_files, "MAX_LINE_BYTES", 10)
+    found = rows(in_parquet([{"text": "x" * 11}, {"text": "x" * 10}]), PARQUET)
+    assert found == [BadRow(1, "is longer than 64 MiB"), TextRow("x" * 10)]
+
+
+def test_damage_that_python_notices_first_is_told_like_any_other() -> None:
+    content = in_parquet([{"id": 5, "text": "a"}])
+    for place in re.finditer(b"text", content):
+        with contextlib.suppress(SourceError):
+            rows(content[: place.start()] + b"\xd8\xd8\xd8\xd8" + content[place.end() :], PARQUET)
 
 
 def test_a_parquet_file_that_becomes_far_more_than_it_is_is_given_up() -> None:
