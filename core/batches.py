@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Literal
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from core.data import STREAMS, TokenData, window_starts
-from core.losses import UNLEARNT
+from core.losses import UNLEARNT, num_learnt
 from core.packing import Packing
 from core.token_files import TokenFile, ids_of
 
@@ -37,11 +37,32 @@ class Batch:
     targets_BT: Tensor
     segments_BT: Tensor | None = None
     num_targets: int = 0
+    is_paired: bool = False
+    """Row b belongs with row b + B / 2."""
+
+    def in_parts(self, num_parts: int) -> list[tuple[Batch, float]]:
+        """The rows in so many parts, or as many as there are, and what each counts in the mean over all.
+
+        What is computed at once is smaller, and what comes out of it is the same but for the order of sums.
+        """
+        num_units = len(self.ids_BT) // 2 if self.is_paired else len(self.ids_BT)
+        if num_parts == 1 or num_units == 1:
+            return [(self, 1.0)]
+        rows = torch.arange(len(self.ids_BT), device=self.ids_BT.device).view(-1, num_units)
+        return [self._part(some.flatten()) for some in rows.chunk(num_parts, dim=1)]
+
+    def _part(self, rows: Tensor) -> tuple[Batch, float]:
+        targets_BT = self.targets_BT[rows]
+        segments_BT = None if self.segments_BT is None else self.segments_BT[rows]
+        learnt = num_learnt(targets_BT)
+        share = len(rows) / len(self.ids_BT) if self.is_paired else learnt / self.num_targets
+        return Batch(self.ids_BT[rows], targets_BT, segments_BT, learnt, self.is_paired), share
 
     def to(self, device: str | torch.device) -> Batch:
         """The same on a device."""
         segments_BT = None if self.segments_BT is None else self.segments_BT.to(device)
-        return Batch(self.ids_BT.to(device), self.targets_BT.to(device), segments_BT, self.num_targets)
+        tensors = (self.ids_BT.to(device), self.targets_BT.to(device), segments_BT)
+        return Batch(*tensors, self.num_targets, self.is_paired)
 
 
 class Batches(ABC):
@@ -196,7 +217,7 @@ class Pairs(Examples):
     def _batch(self, which: Which, rows: Sequence[tuple[int, int]]) -> Batch:
         pairs = [(source, int(self.packings[source][which].examples(row)[0])) for source, row in rows]
         found = [self._row(source, np.array([2 * pair + side])) for side in (0, 1) for source, pair in pairs]
-        return laid_out(found, is_packed=False)
+        return replace(laid_out(found, is_packed=False), is_paired=True)
 
     def _num_tokens(self, file: TokenFile, packing: Packing) -> int:
         lengths = np.diff(file.starts).reshape(-1, 2)[packing.order]

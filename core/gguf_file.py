@@ -7,6 +7,7 @@ header can have. Light: no more than the standard library.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import struct
 from collections.abc import Callable, Iterator
@@ -57,6 +58,9 @@ class GgufHeader:
     settings: dict[str, Any]
     tensors: tuple[GgufTensor, ...]
     size_bytes: int
+    """Of the whole file."""
+    sha256: str
+    """Of the header alone: of settings, tokens, and where which tensor is."""
 
     @property
     def architecture(self) -> str:
@@ -119,6 +123,7 @@ class _Reader:
         self._size = size
         self._num_read = 0
         self._num_items = 0
+        self._hash = hashlib.sha256()
 
     def header(self) -> GgufHeader:
         """The whole."""
@@ -137,7 +142,7 @@ class _Reader:
         tensors = tuple(GgufTensor(name, shape, kind, begin + at) for name, (shape, kind, at) in places.items())
         if outside := [tensor.name for tensor in tensors if tensor.begin >= self._size]:
             raise _Unsound(f"it ends before its tensor {outside[0][:80]!r} begins")
-        return GgufHeader(settings, tensors, self._size)
+        return GgufHeader(settings, tensors, self._size, self._hash.hexdigest())
 
     def _each(self, what: str, count: int, read: Callable[[], tuple[str, Any]]) -> list[tuple[str, Any]]:
         found = [read() for _ in range(count)]
@@ -205,4 +210,5 @@ class _Reader:
         found = self._file.read(count)
         if len(found) != count:
             raise _Unsound("it ends before its header does")
+        self._hash.update(found)
         return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,6 +15,7 @@ from core.config import TrainingConfig, tokens_per_step
 from core.distributed import ALONE, Ranks
 from core.models import LanguageModel
 from core.models.bigram import BigramLanguageModel, BigramLanguageModelLoRA
+from core.models.modern import ModernLanguageModel, ModernLanguageModelLoRA
 from core.objectives import Objective
 from core.optimization import build_optimizer as build_optimizer
 from core.precision import Precision
@@ -105,19 +107,26 @@ def build_model(
     Raises:
         ModelUnavailable: the base cannot be had.
     """
+    lora: Any = {
+        "lora_rank": config.lora_rank,
+        "lora_alpha": config.lora_alpha,
+        "lora_dropout": config.lora_dropout,
+        "lora_targets": config.lora_targets,
+        "use_rslora": config.use_rslora,
+        "use_dora": config.use_dora,
+    }
     if config.is_pretrained:
         from core.models.base import find_base
         from core.models.causal_lm import CausalLM
         from core.models.gpt2 import GPT2Wrapper
 
         folder = base or find_base(config.base_model)
-        lora = (config.use_lora, config.lora_rank, config.lora_alpha, config.lora_dropout)
-        kind = GPT2Wrapper if config.model_type == "gpt2" else CausalLM
-        return kind(folder, *lora, dropout=config.dropout, base_name=config.base_model, mapped=mapped)
+        given: Any = {"dropout": config.dropout, "base_name": config.base_model, "mapped": mapped}
+        pretrained = GPT2Wrapper if config.model_type == "gpt2" else CausalLM
+        return pretrained(folder, config.use_lora, **given, **lora)
     assert vocab_size is not None, "a model from scratch needs its tokenizer's vocabulary"
     shape = (vocab_size, config.block_size, config.n_embd, config.n_head, config.n_layer, config.dropout)
-    if not config.use_lora:
-        return BigramLanguageModel(*shape)
-    return BigramLanguageModelLoRA(
-        *shape, lora_rank=config.lora_rank, lora_alpha=config.lora_alpha, lora_dropout=config.lora_dropout
-    )
+    if config.architecture == "classic":
+        return BigramLanguageModelLoRA(*shape, **lora) if config.use_lora else BigramLanguageModel(*shape)
+    more: Any = {name: getattr(config, name) for name in ("activation", "qk_norm", "tie_embeddings")}
+    return ModernLanguageModelLoRA(*shape, **more, **lora) if config.use_lora else ModernLanguageModel(*shape, **more)

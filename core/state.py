@@ -58,6 +58,8 @@ class RunState:
     tokens_seen: int = 0
     initial_train_loss: float | None = None
     last_checkpoint_train_loss: float | None = None
+    num_parts: int = 1
+    """In how many parts each batch is computed, so that it fits into memory."""
     evaluations: list[dict[str, float]] = field(default_factory=list)
 
     @classmethod

@@ -56,6 +56,7 @@ class SavedRun(BaseModel):
     tokens_seen: Annotated[int, Field(ge=0, lt=2**63)] = 0
     initial_train_loss: float | None = None
     last_checkpoint_train_loss: float | None = None
+    num_parts: Annotated[int, Field(ge=1, le=1 << 17)] = 1
     evaluations: list[Evaluation] = []
 
 

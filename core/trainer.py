@@ -9,16 +9,15 @@ Shapes: B batch, T block_size.
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from core.errors import NonFiniteLoss, RatchetError
-from core.evaluation import ShouldStop, evaluate
+from core.errors import NonFiniteLoss, OutOfMemory, RatchetError
+from core.evaluation import Evaluation, ShouldStop, evaluate
 from core.evaluation import estimate_loss as estimate_loss
-from core.events import CheckpointSaved, Emit, Eval, Sample, Started, Step, Warned
+from core.events import CheckpointSaved, Emit, Eval, Started, Step, Warned
 from core.failpoints import failpoint
-from core.generation import Completion, Sampling, final_prompt
+from core.memory import until_it_fits
 from core.narration import Narrator
 from core.optimization import clip_gradients, set_learning_rate
 from core.pace import Clock, memory_bytes
@@ -26,6 +25,7 @@ from core.parts import Parts
 from core.parts import build_model as build_model
 from core.parts import build_optimizer as build_optimizer
 from core.patience import should_stop_early
+from core.samples import write_samples
 from core.saving import RunSaver
 from core.state import RunState
 
@@ -123,7 +123,6 @@ class Trainer:
         parts, run = self.parts, self.run
         self.clock.start()
         rate = set_learning_rate(parts.optimizer, parts.config, run.step, run.end_step)
-        parts.optimizer.zero_grad(set_to_none=True)
         loss = self.accumulate_gradients()
         norm = self.finish_gradients()
         failpoint("trainer.updating")
@@ -139,18 +138,44 @@ class Trainer:
 
     def accumulate_gradients(self) -> float:
         """Add up the gradients of this rank's batches; returns the mean loss of all ranks' batches."""
+        total = until_it_fits(self.add_gradients, self.take_smaller_parts, self.parts.device)
+        return self.checked("loss", self.parts.ranks.mean(total))
+
+    def add_gradients(self) -> float:
+        """The gradients of this rank's batches, each in as many parts as memory asks for."""
         parts, step = self.parts, self.run.step
+        parts.optimizer.zero_grad(set_to_none=True)
         total = 0.0
         for number in range(parts.config.gradient_accumulation_steps):
-            batch = parts.training_batch(step, number)
-            share = parts.share(step, batch)
-            with parts.precision.computing():
-                loss = parts.objective.loss(parts.model, batch)
-            total += loss.item() * share
-            if not math.isfinite(total):
-                break
-            parts.precision.backward(loss if share == 1 else loss * share)
-        return self.checked("loss", parts.ranks.mean(total))
+            whole = parts.training_batch(step, number)
+            share_of_whole = parts.share(step, whole)
+            for batch, share in whole.in_parts(self.run.num_parts):
+                share *= share_of_whole
+                if share == 0:
+                    continue
+                with parts.precision.computing():
+                    loss = parts.objective.loss(parts.model, batch)
+                total += loss.item() * share
+                if not math.isfinite(total):
+                    return total
+                parts.precision.backward(loss if share == 1 else loss * share)
+        return total
+
+    def take_smaller_parts(self, refused: OutOfMemory) -> None:
+        """Compute half as much at once from here on; what is learnt stays the same.
+
+        Raises:
+            OutOfMemory: less than one row cannot be computed.
+        """
+        if self.run.num_parts >= self.parts.config.batch_size:
+            raise refused
+        self.run.num_parts *= 2
+        self.emit(
+            Warned(
+                f"memory ran out at step {self.run.step}: from here on each batch is computed in {self.run.num_parts} "
+                "parts, which takes longer and learns the same"
+            )
+        )
 
     def finish_gradients(self) -> float:
         """Average over ranks, undo fp16's scale, clip; returns the norm before."""
@@ -223,7 +248,11 @@ class Trainer:
         if not self.parts.ranks.leads:
             return
         failpoint("trainer.evaluating")
-        found = evaluate(self.parts, self.should_stop)
+        found = until_it_fits(
+            lambda: evaluate(self.parts, self.should_stop, self.run.num_parts),
+            self.take_smaller_parts,
+            self.parts.device,
+        )
         if found is None:
             return
         for name, loss in found.losses.items():
@@ -233,6 +262,10 @@ class Trainer:
             self.run.initial_train_loss = found.train_loss
         self.emit(Eval(self.run.step, found.train_loss, found.val_loss, found.val_accuracy, found.val_perplexity))
         self.narrator.evaluated(self.run)
+
+    def measure(self) -> Evaluation | None:
+        """Both parts of the data; None if a stop came in between."""
+        return evaluate(self.parts, self.should_stop, self.run.num_parts)
 
     def save_if_due(self) -> None:
         """At every multiple of checkpoint_interval."""
@@ -296,24 +329,11 @@ class Trainer:
         if not (config.max_new_tokens and self.parts.ranks.leads):
             return
         try:
-            for prompt in config.sample_prompts or (final_prompt(config),):
-                self.sample(prompt)
+            for sample in write_samples(self.parts, self.run.step, self.should_stop):
+                self.emit(sample)
+                self.narrator.sampled(sample.prompt, sample.text)
         except (RatchetError, RuntimeError) as error:
             self.emit(Warned(f"no sample could be written: {error}"))
-
-    def sample(self, prompt: str) -> None:
-        """A text; cut short if a stop is asked for. No generator that training draws from is touched."""
-        parts, config = self.parts, self.parts.config
-        sampling = Sampling(config.max_new_tokens, config.temperature, config.top_k, seed=config.seed)
-        pieces: list[str] = []
-        with parts.averages.swapped(parts.model) if parts.averages else nullcontext():
-            for piece in Completion(parts.model, parts.tokenizer, prompt, sampling):
-                pieces.append(piece)
-                if self.should_stop():
-                    break
-        text = "".join(pieces)
-        self.emit(Sample(self.run.step, prompt, text))
-        self.narrator.sampled(prompt, text)
 
 
 def run_training(trainer: Trainer) -> Outcome:

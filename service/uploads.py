@@ -100,6 +100,7 @@ class Upload:
                 handle = os.open(self._hidden, flags, 0o666, dir_fd=self._folder)
             except BaseException:
                 os.close(self._folder)
+                _remove_folders(root, self._parts, self._made)
                 raise
         # Without a buffer, closing has nothing left to write that a full disk could refuse.
         self._file = cast(BinaryIO, os.fdopen(handle, "r+b", buffering=0))

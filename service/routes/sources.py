@@ -94,8 +94,11 @@ def list_sources(
     begin = 0 if after is None else bisect_right(names, after, key=_shown)
     left, found = LISTING_BYTES, []
     for name in names[begin : begin + limit]:
-        found.append(_listed(folder, name, min(left, GLANCE_BYTES)))
-        left -= min(left, found[-1].size_bytes or GLANCE_BYTES, GLANCE_BYTES)
+        source = _listed(folder, name, 0)
+        if _is_unread(source) and (source.size_bytes or 0) <= min(left, GLANCE_BYTES):
+            left -= source.size_bytes or 0
+            source = _listed(folder, name, GLANCE_BYTES)
+        found.append(source)
     return Page(data=found, has_more=begin + limit < len(names))
 
 
@@ -107,7 +110,7 @@ async def get_source(name: str, request: Request, settings: Settings) -> SourceO
     """
     folder, columns = SourceFolder(settings.sources), _columns_in(request)
     found = await run_in_threadpool(_glance, folder, name, GLANCE_BYTES, columns)
-    if found.kind is None and found.error is None:
+    if _is_unread(found):
         with one_of(
             _places(request, "inspecting"), TooManyAtOnce(f"{MAX_AT_ONCE} sources are being read; wait a moment.")
         ):
@@ -216,6 +219,10 @@ def _listed(folder: SourceFolder, name: str, at_most_bytes: int) -> SourceOut:
         return _glance(folder, name, at_most_bytes, NO_COLUMNS)
     except SourceError as error:  # Gone since it was listed.
         return SourceOut(name=name, error=error.message)
+
+
+def _is_unread(source: SourceOut) -> bool:
+    return source.kind is None and source.error is None
 
 
 def _glance(folder: SourceFolder, name: str, at_most_bytes: int, columns: Mapping[str, str]) -> SourceOut:

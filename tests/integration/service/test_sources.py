@@ -92,8 +92,8 @@ def test_one_page_reads_no_more_than_it_may(client: TestClient, root: Path, monk
     monkeypatch.setattr(routes, "LISTING_BYTES", 1000)
     for name in "abcde":
         (root / f"{name}.txt").write_text(name * 300)
-    known = [row["num_rows"] for row in client.get("/sources").json()["data"]]
-    assert known == [1, 1, 1, None, None, None]
+    for known in ([1, 1, 1, None, None, None], [1, 1, 1, 1, 1, None], [1, 1, 1, 1, 1, None]):
+        assert [row["num_rows"] for row in client.get("/sources").json()["data"]] == known
 
 
 def test_one_that_cannot_be_used_is_not_read_again_until_it_changes(

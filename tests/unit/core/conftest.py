@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ import torch
 from core.assembly import assemble
 from core.checkpointing import CheckpointStore
 from core.config import TrainingConfig, parse
+from core.corpus import Corpus, Part
 from core.events import Event
-from core.sources import SourceText, read_source
+from core.sources import SourceText, read_source, source_file
 from core.trainer import Trainer
 from tests.tiny_models import make_gpt2_folder, make_model_folder
 
@@ -20,6 +22,7 @@ TEXT = "\n\n".join(f"QUESTION: What is {a} plus {b}?\nANSWER: It is {a + b}." fo
 KINDS: dict[str, dict[str, Any]] = {
     "from_scratch": {"model_type": "from_scratch"},
     "from_scratch_lora": {"model_type": "from_scratch", "use_lora": True, "lora_dropout": 0.1},
+    "modern": {"model_type": "from_scratch", "architecture": "modern", "tokenizer": "bpe", "bpe_vocab_size": 300},
     "gpt2": {"model_type": "gpt2", "learning_rate": 1e-3},
     "gpt2_lora": {"model_type": "gpt2", "use_lora": True, "lora_dropout": 0.1, "learning_rate": 1e-3},
     "llama": {"model_type": "causal_lm", "learning_rate": 1e-3},
@@ -54,6 +57,21 @@ def source(tmp_path: Path) -> SourceText:
 
 
 @pytest.fixture
+def corpus(tmp_path: Path) -> Callable[..., Corpus]:
+    """A corpus of JSONL files, one for each list of rows."""
+
+    def corpus(*sources: list[Any], weights: list[float] | None = None) -> Corpus:
+        parts = []
+        for rows, weight in zip(sources, weights or [1.0] * len(sources), strict=True):
+            path = tmp_path / f"rows{len(list(tmp_path.iterdir()))}.jsonl"
+            path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+            parts.append(Part(source_file(path), weight))
+        return Corpus(tuple(parts))
+
+    return corpus
+
+
+@pytest.fixture
 def store(tmp_path: Path) -> CheckpointStore:
     return CheckpointStore(tmp_path / "checkpoints")
 
@@ -84,7 +102,7 @@ def config(gpt2_folder: Path, llama_folder: Path) -> Callable[..., TrainingConfi
 class Run:
     """A trainer with everything it said."""
 
-    def __init__(self, config: TrainingConfig, source: SourceText, **given: Any) -> None:
+    def __init__(self, config: TrainingConfig, source: SourceText | Corpus, **given: Any) -> None:
         self.events: list[Event] = []
         self.stop_at: int | None = None
         self.trainer: Trainer = assemble(config, source, self.events.append, self.should_stop, **given)
@@ -103,6 +121,6 @@ class Run:
 @pytest.fixture
 def run(source: SourceText) -> Callable[..., Run]:
     def run(config: TrainingConfig, **given: Any) -> Run:
-        return Run(config, source, **given)
+        return Run(config, given.pop("source", source), **given)
 
     return run

@@ -288,3 +288,10 @@ def test_without_the_package_that_unpacks_it_is_one_sentence(
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(ModelUnavailable, match=r"pip install 'ratchet\[gguf\]'"):
         CausalLM(gguf_folder)
+
+
+def test_a_header_is_known_by_its_hash(gguf_folder: Path, folders: dict[str, Path], tmp_path: Path) -> None:
+    same = make_gguf(tmp_path / "same", folders["llama"])
+    other = make_gguf(tmp_path / "other", folders["llama"], llama__context_length=32)
+    known = read_gguf_header(gguf_folder / "model.gguf").sha256
+    assert (read_gguf_header(same).sha256 == known, read_gguf_header(other).sha256 == known) == (True, False)

@@ -25,6 +25,12 @@ WAYS: dict[str, dict[str, Any]] = {
     "plainly": {},
     "in bf16 with accumulation": {"precision": "bf16", "gradient_accumulation_steps": 2},
     "in fp16": {"precision": "fp16"},
+    "with averages and a falling rate": {
+        "ema_decay": 0.9,
+        "lr_schedule": "cosine",
+        "precision": "fp16",
+        "gradient_accumulation_steps": 2,
+    },
     "in two ranks": {"num_processes": 2},
     "in two ranks in bf16 with accumulation": {
         "num_processes": 2,

@@ -14,6 +14,7 @@ from core.data import batch
 from core.errors import CheckpointMismatch, ConfigError
 from core.models import LanguageModel
 from core.models.bigram import BigramLanguageModel
+from core.models.from_scratch import build_from_scratch
 from core.models.modern import ModernLanguageModel, ModernLanguageModelLoRA
 from core.models.scratch import FromScratch
 from core.tokenizer import CharacterTokenizer
@@ -207,3 +208,21 @@ def test_it_learns_in_fewer_steps_than_the_classic_block(variant: str, seed: int
         for kind, given in ((ModernLanguageModel, VARIANTS[variant]), (BigramLanguageModel, {}))
     ]
     assert last[0] < 0.6 * last[1]
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ({}, "from_scratch"),
+        ({"use_lora": True}, "from_scratch_lora"),
+        ({"architecture": "modern", "activation": "relu2", "tie_embeddings": False}, "from_scratch_modern"),
+        ({"architecture": "modern", "use_lora": True, "lora_targets": "gate"}, "from_scratch_modern_lora"),
+    ],
+)
+def test_a_configuration_decides_which_model_it_is(config: Any, given: dict[str, Any], name: str) -> None:
+    model = build_from_scratch(config("from_scratch", n_embd=24, **given), 40)
+    assert model.name == name
+    assert (model.vocab_size, model.max_context) == (40, 16)
+    if name == "from_scratch_modern":
+        assert isinstance(model, ModernLanguageModel)
+        assert model.shape | {"activation": "relu2", "tie_embeddings": False, "n_embd": 24} == model.shape
