@@ -22,7 +22,7 @@ COPY service service
 COPY client client
 
 FROM base AS service
-RUN pip install -c constraints.txt .
+RUN pip install -c constraints.txt '.[parquet]'
 # Away from the build folder, so that what runs is what was installed.
 WORKDIR /home/ratchet
 USER ratchet
@@ -33,7 +33,7 @@ HEALTHCHECK --interval=10s --timeout=3s --start-period=5s \
 CMD ["python", "-m", "service"]
 
 FROM base AS worker
-RUN pip install -c constraints.txt '.[worker]'
+RUN pip install -c constraints.txt '.[worker,parquet]'
 WORKDIR /home/ratchet
 USER ratchet
 # A stop saves the run first; docker's ten seconds are not always enough (compose gives thirty).

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := worker,postgres,dev,source
+EXTRAS := worker,postgres,parquet,dev,source
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test chaos check bench format docs source clean

@@ -128,5 +128,7 @@ def build_model(
     shape = (vocab_size, config.block_size, config.n_embd, config.n_head, config.n_layer, config.dropout)
     if config.architecture == "classic":
         return BigramLanguageModelLoRA(*shape, **lora) if config.use_lora else BigramLanguageModel(*shape)
-    more: Any = {name: getattr(config, name) for name in ("activation", "qk_norm", "tie_embeddings")}
-    return ModernLanguageModelLoRA(*shape, **more, **lora) if config.use_lora else ModernLanguageModel(*shape, **more)
+    kind: Any = ModernLanguageModelLoRA if config.use_lora else ModernLanguageModel
+    own = {name: getattr(config, name) for name in ("activation", "qk_norm", "tie_embeddings")}
+    modern: LanguageModel = kind(*shape, **own, **(lora if config.use_lora else {}))
+    return modern

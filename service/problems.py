@@ -72,6 +72,7 @@ HINTS: dict[int, str] = {
     408: "Send the request again, and its body without a break.",
     409: "Look at the current state first; this request does not fit it.",
     410: "Take another one; what is gone does not come back.",
+    412: "Leave If-None-Match out to replace what is there.",
     413: "Send less in one request.",
     421: "Call the service by its own address, or add the name to RATCHET_ALLOWED_HOSTS.",
     422: "Correct the fields named in errors, then send the request again.",

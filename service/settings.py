@@ -28,6 +28,10 @@ class ServiceSettings(LedgerSettings):
 
     max_body_bytes: int = Field(1 << 20, ge=1, description="Largest body of a request.")
     max_config_bytes: int = Field(64 << 10, ge=1, description="Largest body that asks for a job.")
+    max_source_bytes: int = Field(5 << 30, ge=1, description="Largest file that may be sent as a source.")
+    sources_quota_bytes: int = Field(
+        50 << 30, ge=1, description="All that may be below the sources root for one more to be sent."
+    )
     max_queued_jobs: int = Field(10_000, ge=1, description="Jobs that may wait in line.")
     max_streams: int = Field(2_000, ge=1, description="Streams that may be open at a time.")
     max_prompts: int = Field(64, ge=1, description="Prompts in one request for text.")

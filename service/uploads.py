@@ -65,7 +65,7 @@ class Room:
     @classmethod
     def of(cls, settings: ServiceSettings) -> Room:
         """As the operator decides."""
-        return cls(getattr(settings, "max_source_bytes", 5 << 30), getattr(settings, "sources_quota_bytes", 50 << 30))
+        return cls(settings.max_source_bytes, settings.sources_quota_bytes)
 
 
 class Upload:

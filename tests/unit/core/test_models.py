@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from core.devices import select_device
-from core.errors import CheckpointMismatch, DeviceUnavailable, ModelUnavailable
+from core.errors import CheckpointMismatch, DeviceUnavailable, GenerationError, ModelUnavailable
 from core.losses import next_token_loss
 from core.models.base import find_base
 from core.models.bigram import BigramLanguageModel
@@ -61,6 +61,11 @@ def test_gpt2_speaks_its_own_tokens(gpt2_folder: Path) -> None:
     assert len(ids) < len("QUESTION: What is 3 plus 4?")
     assert model.decode(ids) == "QUESTION: What is 3 plus 4?"
     assert (model.vocab_size, model.max_context) == (model.network.config.vocab_size, 64)
+
+
+def test_half_a_character_is_refused_before_the_tokenizer_stumbles_over_it(gpt2_folder: Path) -> None:
+    with pytest.raises(GenerationError, match="half a character at place 2"):
+        GPT2Wrapper(gpt2_folder).encode("ab\ud83d")
 
 
 def test_dropout_reaches_gpt2(gpt2_folder: Path) -> None:
