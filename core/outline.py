@@ -15,7 +15,7 @@ from core.gguf_file import is_gguf_folder
 from core.models import LanguageModel
 from core.models.causal_lm import CausalLM, _num_positions, _with_adapters
 from core.models.folder import read_config, read_weights
-from core.models.from_scratch import build_from_scratch
+from core.parts import build_model
 from core.models.gguf import config_of, read_header
 from core.models.pretrained import _be_quiet, _check_counts, _check_fit, _classes, _one_sentence, _shape, load_tokenizer
 from core.tokenizer import PretrainedTokenizer
@@ -62,7 +62,7 @@ def outline(config: TrainingConfig, vocab_size: int) -> LanguageModel:
         ConfigError: `lora_targets` names a layer that is not there.
     """
     with torch.device("meta"):
-        return build_from_scratch(config, vocab_size)
+        return build_model(config, vocab_size)
 
 
 def _laid_out(folder: Path) -> Any:

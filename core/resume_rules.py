@@ -54,7 +54,6 @@ CONTINUITY = frozenset(
         "seed",
         "lora_alpha",
         "use_rslora",
-        "quantization",
         "freeze_layers",
         "optimizer",
         "ema_decay",

@@ -60,9 +60,6 @@ class ModelSettings(BaseModel):
     )
     use_rslora: bool = Field(False, description="Scale adapters by alpha / √rank.")
     use_dora: bool = Field(False, description="Adapters with a magnitude of their own (DoRA).")
-    quantization: Literal["none", "nf4"] = Field(
-        "none", description="Of the frozen base under LoRA; `nf4` (QLoRA) needs CUDA and bitsandbytes."
-    )
 
     @field_validator("base_model", mode="before")
     @classmethod
@@ -82,14 +79,6 @@ class ModelSettings(BaseModel):
         if info.data.get("architecture") == "modern" and n_embd // n_head % 2:
             raise ValueError(f"a modern model's heads are of even width, and {n_embd} / {n_head} is odd")
         return n_head
-
-    @field_validator("quantization")
-    @classmethod
-    def _only_what_is_frozen(cls, quantization: str, info: ValidationInfo) -> str:
-        is_adapted = info.data.get("use_lora") and info.data.get("model_type") in PRETRAINED
-        if quantization != "none" and not is_adapted:
-            raise ValueError("only a pretrained base under LoRA can be quantized: set use_lora")
-        return quantization
 
     @property
     def is_pretrained(self) -> bool:
