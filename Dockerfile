@@ -33,7 +33,7 @@ HEALTHCHECK --interval=10s --timeout=3s --start-period=5s \
 CMD ["python", "-m", "service"]
 
 FROM base AS worker
-RUN pip install -c constraints.txt '.[worker,parquet]'
+RUN pip install -c constraints.txt '.[worker,parquet,gguf]'
 WORKDIR /home/ratchet
 USER ratchet
 # A stop saves the run first; docker's ten seconds are not always enough (compose gives thirty).

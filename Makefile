@@ -2,10 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := worker,postgres,parquet,dev,source
+EXTRAS := worker,postgres,parquet,gguf,dev,source
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test chaos check bench format docs source clean
+.PHONY: help setup demo models test chaos check bench format docs source clean
 
 help:  ## Show this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -21,6 +21,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 demo: setup  ## Train, resume and talk to a model, live in this terminal
 	@$(BIN)/python -m client.demo
+
+models: setup  ## Add a small real model to models/, to fine-tune (90 MB to fetch, 540 MB on disk)
+	@$(BIN)/python -m client models add smollm2
 
 test: setup  ## Run all tests
 	@$(BIN)/python -m pytest --quiet -m "not alone" --numprocesses=auto --maxprocesses=4 --dist=loadfile

@@ -273,6 +273,10 @@ class Ratchet:
         """Remove a source, unless an unfinished job needs it."""
         self._answer("DELETE", f"/sources/{_segment(name)}")
 
+    def models(self) -> list[dict[str, Any]]:
+        """The base models at hand."""
+        return self._list("/models", {})
+
     def workers(self) -> list[dict[str, Any]]:
         """Who works on what, on which device."""
         return self._list("/workers", {})

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from client.command_name import command_name
-from client.commands import keeping, models, overview, processes, runs, sources
+from client.commands import bases, keeping, models, overview, processes, runs, sources
 from client.errors import ApiError, ClientError, ServiceUnreachable, UnusableSetting
 
 EXIT_REFUSED = 1
@@ -30,6 +30,7 @@ app = typer.Typer(
 for part in (processes, runs, models, keeping, overview):
     app.registered_commands += part.app.registered_commands
 app.add_typer(sources.app, name="sources")
+app.add_typer(bases.app, name="models")
 
 
 def _installed_version() -> str:

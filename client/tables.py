@@ -91,6 +91,22 @@ def sources(items: Sequence[Row], width: int) -> Table:
     )
 
 
+def models(items: Sequence[Row], width: int) -> Table:
+    """Base models with what is known of them, or why they cannot be used."""
+    return _table(
+        items,
+        width,
+        Column("model", lambda item: item["name"]),
+        Column("family", lambda item: item["family"] or wording.MISSING),
+        Column("weights", lambda item: wording.rate(item["num_parameters"])),
+        Column("size", lambda item: wording.size(item["size_bytes"])),
+        Column("context", lambda item: wording.rate(item["max_context"]), is_extra=True),
+        Column("chat", lambda item: "yes" if item["has_chat_template"] else "", is_extra=True),
+        Column("from", lambda item: item["source"], is_extra=True),
+        Column("problem", lambda item: item["error"] or ""),
+    )
+
+
 def workers(items: Sequence[Row], width: int) -> Table:
     """Workers with what they do."""
     return _table(

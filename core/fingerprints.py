@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from core.disk import Meanwhile, digest, nothing
-from core.errors import CheckpointMismatch, Difference
+from core.errors import CheckpointMismatch, Difference, RatchetError
+from core.gguf_file import gguf_files, is_gguf_folder, read_gguf_header
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "added_tokens.json", "tokenizer.model")
 """What decides which ids a text becomes; notes of the library that wrote them do not."""
@@ -21,7 +23,7 @@ def of_base(folder: Path, meanwhile: Meanwhile = nothing) -> dict[str, str]:
     Raises:
         OSError: a file cannot be read.
     """
-    weights = sorted(path.name for path in folder.glob("*.safetensors"))
+    weights = sorted(path.name for path in folder.glob("*.gguf" if is_gguf_folder(folder) else "*.safetensors"))
     return {**of_small_files(folder), "base_weights": _of_files(folder, weights, meanwhile)}
 
 
@@ -31,7 +33,12 @@ def of_small_files(folder: Path) -> dict[str, str]:
     Raises:
         OSError: a file cannot be read.
     """
-    return {"tokenizer": _of_files(folder, TOKENIZER_FILES), "architecture": _of_files(folder, SHAPE_FILES)}
+    found = {"tokenizer": _of_files(folder, TOKENIZER_FILES), "architecture": _of_files(folder, SHAPE_FILES)}
+    # A GGUF file keeps both in its header. One that cannot be read is told when the model is.
+    with suppress(RatchetError):
+        if is_gguf_folder(folder):
+            found["architecture"] = read_gguf_header(gguf_files(folder)[0]).sha256
+    return found
 
 
 def of_alphabet(characters: Iterable[str]) -> str:

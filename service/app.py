@@ -26,6 +26,7 @@ from service.routes import (
     health,
     jobs,
     metrics,
+    models,
     pages,
     sources,
     workers,
@@ -34,7 +35,7 @@ from service.schemas import Problem
 from service.settings import ServiceSettings
 from service.tails import Tails
 
-ROUTERS = (jobs, events, metrics, checkpoints, downloads, export, sources, generate, workers, health, pages)
+ROUTERS = (jobs, events, metrics, checkpoints, downloads, export, sources, models, generate, workers, health, pages)
 
 _OPEN_ROUTES = frozenset({"/livez", "/readyz"})
 

@@ -30,7 +30,9 @@ def test_a_legacy_file_is_talked_to_and_resumed_and_a_malicious_one_is_refused_u
         ratchet.follow(ratchet.submit()["id"])
         newest = next(iter(CheckpointStore(root)))
         content = load_checkpoint(newest.path)
-        said = {name: content[name] for name in ("step", "model_state_dict")} | {"chars": content["tokenizer"].characters}
+        said = {name: content[name] for name in ("step", "model_state_dict")} | {
+            "chars": content["tokenizer"].characters
+        }
         said["hyperparameters"] = {**content["config"], "TRAINING_DATA_SOURCE": "sources/training_data_final_merged.md"}
         del said["hyperparameters"]["source"]
         torch.save(said, root / f"{NAME}.pt")

@@ -107,7 +107,9 @@ def test_a_legacy_file_becomes_a_checkpoint_once(process: InferenceProcess, ask:
     store = CheckpointStore(root / "checkpoints")
     content = load_checkpoint(root / "checkpoints" / name)
     legacy = "checkpoint_from_scratch_sums_step000010_abcdefg"
-    said = {key: content[key] for key in ("step", "config", "model_state_dict")} | {"chars": content["tokenizer"].characters}
+    said = {key: content[key] for key in ("step", "config", "model_state_dict")} | {
+        "chars": content["tokenizer"].characters
+    }
     torch.save(said, root / "checkpoints" / f"{legacy}.pt")
     headers = {"Authorization": f"Bearer {process.token}"}
     for _ in range(2):
