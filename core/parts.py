@@ -14,6 +14,7 @@ from core.data import TokenData, batch
 from core.distributed import ALONE, Ranks
 from core.models import LanguageModel
 from core.models.bigram import BigramLanguageModel, BigramLanguageModelLoRA
+from core.optimizer import PlainAdamW
 from core.precision import Precision
 from core.tokenizer import Tokenizer
 
@@ -94,4 +95,4 @@ def build_optimizer(config: TrainingConfig, model: LanguageModel) -> torch.optim
     """AdamW over the parameters that train: with LoRA the adapters' (and whatever else was left free), else all."""
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     # beta2 of 0.99: runs here are hundreds of steps, and a memory of a thousand would never warm up.
-    return torch.optim.AdamW(trainable, lr=config.learning_rate, betas=(0.9, 0.99))
+    return PlainAdamW(trainable, lr=config.learning_rate, betas=(0.9, 0.99))
