@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from tests.tiny_models import make_gpt2_folder
 
 TINY = {"model_type": "gpt2", "training_steps": 6, "checkpoint_interval": 3, "eval_interval": 3, "max_new_tokens": 5}
 
+Trained = Callable[[bool], tuple[dict[str, Any], str]]
+
 
 @pytest.fixture(scope="module")
 def ratchet(
@@ -20,14 +23,26 @@ def ratchet(
 ) -> Iterator[Ratchet]:
     folder = tmp_path_factory.mktemp("gpt2")
     make_gpt2_folder(folder / "models" / "tiny-gpt2", bundled_source.read_text()[:50_000])
-    with started(folder / "data", "--models", str(folder / "models")) as up:
+    with started(folder / "data", "--models", str(folder / "models"), RATCHET_WARM_CHILD="false") as up:
         yield up
 
 
+@pytest.fixture(scope="module")
+def trained(ratchet: Ratchet) -> Trained:
+    """A finished run and what it said, once for each kind."""
+
+    @functools.cache
+    def trained(use_lora: bool) -> tuple[dict[str, Any], str]:
+        job = ratchet.submit(**TINY, base_model="tiny-gpt2", use_lora=use_lora)
+        text = ratchet.follow(job["id"])
+        return dict(ratchet.http.get(f"/jobs/{job['id']}").json()), text
+
+    return trained
+
+
 @pytest.mark.parametrize("use_lora", [False, True])
-def test_gpt2_is_trained_resumed_and_talked_to(ratchet: Ratchet, use_lora: bool) -> None:
-    job = ratchet.submit(**TINY, base_model="tiny-gpt2", use_lora=use_lora)
-    text = ratchet.follow(job["id"])
+def test_gpt2_is_trained_resumed_and_talked_to(ratchet: Ratchet, trained: Trained, use_lora: bool) -> None:
+    job, text = trained(use_lora)
     assert "✅ Training finished at step 6" in text
     assert "✨ The model writes after 'QUESTION: '" in text
     middle = ratchet.http.get("/checkpoints", params={"job": job["id"]}).json()["data"][1]
@@ -51,10 +66,10 @@ def test_a_path_is_no_name_of_a_model(ratchet: Ratchet, name: str) -> None:
 
 
 @pytest.mark.parametrize("use_lora", [False, True])
-def test_a_checkpoint_is_exported_and_is_the_base_of_the_next_run(ratchet: Ratchet, use_lora: bool) -> None:
-    job = ratchet.submit(**TINY, base_model="tiny-gpt2", use_lora=use_lora)
-    ratchet.follow(job["id"])
-    checkpoint = ratchet.http.get(f"/jobs/{job['id']}").json()["checkpoint"]
+def test_a_checkpoint_is_exported_and_is_the_base_of_the_next_run(
+    ratchet: Ratchet, trained: Trained, use_lora: bool
+) -> None:
+    checkpoint = trained(use_lora)[0]["checkpoint"]
     name = f"exported_{use_lora}"
     answer = ratchet.http.post(f"/checkpoints/{checkpoint}/export", json={"name": name, "merge": True})
     assert (answer.status_code, answer.json()["kind"]) == (201, "model"), answer.text
