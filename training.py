@@ -30,6 +30,7 @@ from core.corpus import Corpus
 from core.errors import CheckpointPathMissing, RatchetError
 from core.events import CheckpointSaved, Emit, Event, Log, Resumed, Warned
 from core.fallback import load_whole
+from core.imports import import_what_it_takes
 from core.io_utils import (
     generate_output_filename,
     get_data_source_name,
@@ -38,7 +39,7 @@ from core.io_utils import (
     setup_stdout_capture,
     write_output_file,
 )
-from core.processes import wait_politely
+from core.processes import importing, wait_politely
 from core.sources import source_file
 
 if TYPE_CHECKING:
@@ -93,7 +94,8 @@ class Console:
 
     def run(self) -> None:
         """Train, alone or with the other ranks; only the first of them shows and keeps anything."""
-        from core.distributed import together
+        with importing():
+            from core.distributed import together
 
         another = [sys.executable, str(Path(__file__).resolve())]
         with together(self.config.num_processes, self.config.device, another, self.env) as ranks:
@@ -144,6 +146,8 @@ class Console:
 
     def assemble(self, ranks: Ranks, emit: Emit) -> Trainer:
         """The run as configured."""
+        corpus = Corpus.of(self.config.shares, lambda name: source_file(source_path(name)))
+        import_what_it_takes(self.config.training())
         from core.assembly import assemble
         from core.saving import RunIdentity
         from core.state import let_go
@@ -153,7 +157,7 @@ class Console:
             CheckpointStore(config.checkpoint_dir).sweep_abandoned()
         trainer = assemble(
             config.training(),
-            Corpus.of(config.shares, lambda name: source_file(source_path(name))),
+            corpus,
             emit,
             self.should_stop,
             store=CheckpointStore(config.checkpoint_dir) if config.enable_checkpoints else None,

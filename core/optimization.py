@@ -17,6 +17,7 @@ from core.config import TrainingConfig
 from core.errors import ConfigError, DeviceUnavailable
 from core.models import LanguageModel
 from core.muon import Muon
+from core.plain_adamw import PlainAdamW
 from core.schedules import learning_rate_factor
 
 CLIP_FULL = 1.0
@@ -136,7 +137,7 @@ def _is_embedding(name: str, module: nn.Module) -> bool:
 
 
 def _adamw(
-    config: TrainingConfig, parameters: list[nn.Parameter], kind: type[torch.optim.AdamW] = torch.optim.AdamW
+    config: TrainingConfig, parameters: list[nn.Parameter], kind: type[torch.optim.AdamW] = PlainAdamW
 ) -> torch.optim.Optimizer:
     # beta2 is 0.99 by default: runs here are hundreds of steps, and a memory of a thousand would never warm up.
     return kind(

@@ -15,9 +15,9 @@ from core.gguf_file import is_gguf_folder
 from core.models import LanguageModel
 from core.models.causal_lm import CausalLM, _num_positions, _with_adapters
 from core.models.folder import read_config, read_weights
-from core.parts import build_model
 from core.models.gguf import config_of, read_header
 from core.models.pretrained import _be_quiet, _check_counts, _check_fit, _classes, _one_sentence, _shape, load_tokenizer
+from core.parts import build_model
 from core.tokenizer import PretrainedTokenizer
 
 SHARE_NO_ROWS = frozenset({"opt", "bloom"})

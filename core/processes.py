@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 _PR_SET_PDEATHSIG = 1
 
@@ -47,6 +50,21 @@ def wait_politely() -> None:
     """Apply `POLITE` to this process, unless its user decided otherwise."""
     for name, value in POLITE.items():
         os.environ.setdefault(name, value)
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """Around imports of large libraries, in a process of one's own: what they make stays, and is no garbage.
+
+    Torch makes half a million objects. Going through them takes a fifth of the time of its import, and as long again
+    when the process ends.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def num_cores() -> int:

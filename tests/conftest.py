@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,16 @@ def skip_unless(condition: object, reason: str) -> None:
     if os.environ.get("CI"):
         pytest.fail(f"cannot be tested here, and has to be: {reason}")
     pytest.skip(reason)
+
+
+# Modules that are imported while tests are collected stay to the end, so nobody need look there for garbage.
+gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """From here on there is garbage."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)

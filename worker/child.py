@@ -34,6 +34,7 @@ from core.errors import (
 )
 from core.events import Event, Resumed, to_json
 from core.failpoints import failpoint
+from core.imports import import_torch, import_transformers, import_what_it_takes
 from core.processes import exit_with_parent
 from core.resume_rules import ResumeMode
 from core.sources import SourceFolder
@@ -109,6 +110,7 @@ def main() -> int:
 def follow() -> int:
     """Train as another rank leads: it says what there is to say, and decides when to stop."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    import_torch()
     try:
         train(Assignment.from_line(sys.stdin.readline()), None, lambda: False)
     except RatchetError:
@@ -137,16 +139,10 @@ def attempt(assignment: Assignment, pipe: Pipe, stop: StopSign) -> Said:
 
 def warm_up(pulse: Callable[[], None]) -> None:
     """Import what a run needs, without touching a GPU; what only some need, only while no assignment is waiting."""
-    import torch
-
-    pulse()
-    import core.assembly  # noqa: F401  # for its imports alone
-
-    # Torch loads its compiler with its first optimizer, which takes as long as torch itself.
-    torch.optim.AdamW([torch.zeros(1, requires_grad=True)])
+    import_torch(pulse)
     pulse()
     if not select.select([sys.stdin], [], [], 0)[0]:
-        from transformers import GPT2LMHeadModel  # noqa: F401  # for its imports alone
+        import_transformers()
 
 
 def train(assignment: Assignment, pipe: Pipe | None, is_stopped: Callable[[], bool]) -> str:
@@ -193,6 +189,9 @@ def _run(
     pipe: Pipe | None,
     is_stopped: Callable[[], bool],
 ) -> str:
+    import_what_it_takes(config)
+    if pipe:
+        pipe.pulse()
     from core.assembly import assemble
     from core.saving import RunIdentity
     from core.state import let_go

@@ -43,6 +43,7 @@ from core.errors import (
     RatchetError,
     StorageError,
 )
+from core.imports import import_torch
 from core.processes import exit_with_parent
 from worker.inference_process import TOKEN_VARIABLE
 from worker.inference_requests import Adopt, Ask, ExportAsk
@@ -236,16 +237,16 @@ def main() -> int:
     sys.stdout.flush()
     # Training comes first where both want the same core.
     os.nice(5)
-    _import_torch(settings.inference_threads or max(1, (os.cpu_count() or 2) // 2))
+    _be_ready(settings.inference_threads or max(1, (os.cpu_count() or 2) // 2))
     app = create_app(Models(settings), os.environ[TOKEN_VARIABLE])
     uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, server_header=False)).run([listening])
     return 0
 
 
-def _import_torch(num_threads: int) -> None:
+def _be_ready(num_threads: int) -> None:
+    """So that the first request does not wait for it."""
+    import_torch()
     import torch
-
-    import core.assembly  # noqa: F401  # so that the first request does not wait for it
 
     torch.set_num_threads(num_threads)
 

@@ -1,6 +1,6 @@
 """The child that waits: it has imported torch already, so that a job's first step need not.
 
-Importing takes two to three seconds, most of the time from a request to its first step. The spare holds no GPU and no
+Importing takes one to three seconds, most of the time from a request to its first step. The spare holds no GPU and no
 job; it is ended with its worker, and one that died is replaced after a while.
 """
 

@@ -25,6 +25,10 @@ TINY: dict[str, Any] = {
 }
 
 
+LEAN = {"RATCHET_WARM_CHILD": "false", "RATCHET_INFERENCE": "false"}
+"""For a service that trains a run or two and generates nothing: torch is not imported for what nobody asks for."""
+
+
 class Ratchet:
     """`ratchet up` as a person starts it, on a port of its own."""
 
@@ -89,13 +93,16 @@ def started() -> Callable[..., Any]:
     return started
 
 
-@pytest.fixture(scope="session")
-def ratchet(
-    tmp_path_factory: pytest.TempPathFactory, started: Callable[..., Any], bundled_source: Path
-) -> Iterator[Ratchet]:
-    """One service and worker for all tests that leave them in order."""
-    folder = tmp_path_factory.mktemp("up")
-    (folder / "sources").mkdir()
-    shutil.copy(bundled_source, folder / "sources")
-    with started(folder / "data", "--sources", str(folder / "sources")) as up:
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory, bundled_source: Path) -> Path:
+    """The folder of texts of the service that `ratchet` is."""
+    folder = tmp_path_factory.mktemp("sources")
+    shutil.copy(bundled_source, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ratchet(tmp_path_factory: pytest.TempPathFactory, started: Callable[..., Any], sources: Path) -> Iterator[Ratchet]:
+    """One service and worker for all tests of a file that leave them in order."""
+    with started(tmp_path_factory.mktemp("up") / "data", "--sources", str(sources)) as up:
         yield up

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pip
 import pytest
 import yaml
 
@@ -56,11 +57,13 @@ class Box:
             *sources, target = rest.split()
             for source in sources:
                 _copy(PROJECT / source, build / target / (source if target == "./" else ""))
-        venv.create(prefix, with_pip=True)
+        venv.create(prefix)
         self.python = prefix / "bin" / "python"
+        site = next((prefix / "lib").glob("python3*")) / "site-packages"
+        # A pip of its own would be the same one, after as long as the rest of the install takes.
+        (site / "pip").symlink_to(Path(pip.__file__).parent)
         if beside:
             # Torch is large and here already; everything else of the install goes its usual way.
-            site = next((prefix / "lib").glob("python3*")) / "site-packages"
             (site / "beside.pth").write_text(f"{beside}\n")
         (install,) = [rest for rest in of(stage, "RUN") if rest.startswith("pip install")]
         command = [str(self.python), "-m", *shlex.split(install)]

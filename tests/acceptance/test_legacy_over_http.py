@@ -26,7 +26,7 @@ def test_a_legacy_file_is_talked_to_and_resumed_and_a_malicious_one_is_refused_u
     started: Callable[..., Any], tmp_path: Path
 ) -> None:
     root = tmp_path / "data" / "checkpoints"
-    with started(tmp_path / "data") as ratchet:
+    with started(tmp_path / "data", RATCHET_WARM_CHILD="false") as ratchet:
         ratchet.follow(ratchet.submit()["id"])
         newest = next(iter(CheckpointStore(root)))
         content = load_checkpoint(newest.path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,15 @@ import pytest
 from tests.acceptance.conftest import Ratchet
 from tests.tiny_models import make_gpt2_folder, make_model_folder
 
+KINDS: dict[str, dict[str, Any]] = {
+    "gpt2": {"base_model": "tiny-gpt2"},
+    "gpt2_lora": {"base_model": "tiny-gpt2", "use_lora": True},
+    "tiny-llama": {"base_model": "tiny-llama", "model_type": "causal_lm"},
+    "tiny-llama_lora": {"base_model": "tiny-llama", "model_type": "causal_lm", "use_lora": True},
+}
 TINY = {"model_type": "gpt2", "training_steps": 6, "checkpoint_interval": 3, "eval_interval": 3, "max_new_tokens": 5}
+
+Trained = Callable[[str], tuple[dict[str, Any], str]]
 
 
 @pytest.fixture(scope="module")
@@ -22,29 +31,30 @@ def ratchet(
     text = bundled_source.read_text()[:50_000]
     make_gpt2_folder(folder / "models" / "tiny-gpt2", text)
     make_model_folder(folder / "models" / "tiny-llama", text, "llama")
-    with started(folder / "data", "--models", str(folder / "models")) as up:
+    with started(folder / "data", "--models", str(folder / "models"), RATCHET_WARM_CHILD="false") as up:
         yield up
 
 
-@pytest.mark.parametrize(
-    ("given", "name"),
-    [
-        ({"base_model": "tiny-gpt2"}, "gpt2_training"),
-        ({"base_model": "tiny-gpt2", "use_lora": True}, "gpt2_lora_"),
-        ({"base_model": "tiny-llama", "model_type": "causal_lm"}, "tiny-llama_training"),
-        ({"base_model": "tiny-llama", "model_type": "causal_lm", "use_lora": True}, "tiny-llama_lora_"),
-    ],
-    ids=lambda given: given if isinstance(given, str) else "",
-)
-def test_a_pretrained_model_is_trained_resumed_and_talked_to(
-    ratchet: Ratchet, given: dict[str, Any], name: str
-) -> None:
-    job = ratchet.submit(**{**TINY, **given})
-    text = ratchet.follow(job["id"])
+@pytest.fixture(scope="module")
+def trained(ratchet: Ratchet) -> Trained:
+    """A finished run and what it said, once for each kind."""
+
+    @functools.cache
+    def trained(kind: str) -> tuple[dict[str, Any], str]:
+        job = ratchet.submit(**{**TINY, **KINDS[kind]})
+        text = ratchet.follow(job["id"])
+        return dict(ratchet.http.get(f"/jobs/{job['id']}").json()), text
+
+    return trained
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_a_pretrained_model_is_trained_resumed_and_talked_to(ratchet: Ratchet, trained: Trained, kind: str) -> None:
+    job, text = trained(kind)
     assert "✅ Training finished at step 6" in text
     assert "✨ The model writes after 'QUESTION: '" in text
     middle = ratchet.http.get("/checkpoints", params={"job": job["id"]}).json()["data"][1]
-    assert middle["name"].startswith(f"checkpoint_{name}")
+    assert middle["name"].startswith(f"checkpoint_{kind}_training")
     resumed = ratchet.http.post(f"/jobs/{middle['id']}/resume", json={"training_steps": 2}).json()
     assert "✅ Training finished at step 5" in ratchet.follow(resumed["id"])
     ask = {"checkpoint": middle["id"], "prompt": "QUESTION: ", "max_new_tokens": 5}
@@ -70,11 +80,10 @@ def test_a_path_is_no_name_of_a_model(ratchet: Ratchet, name: str) -> None:
 
 
 @pytest.mark.parametrize("use_lora", [False, True])
-def test_a_checkpoint_is_exported_and_is_the_base_of_the_next_run(ratchet: Ratchet, use_lora: bool) -> None:
-    llama = {**TINY, "model_type": "causal_lm"}
-    job = ratchet.submit(**llama, base_model="tiny-llama", use_lora=use_lora)
-    ratchet.follow(job["id"])
-    checkpoint = ratchet.http.get(f"/jobs/{job['id']}").json()["checkpoint"]
+def test_a_checkpoint_is_exported_and_is_the_base_of_the_next_run(
+    ratchet: Ratchet, trained: Trained, use_lora: bool
+) -> None:
+    checkpoint = trained("tiny-llama_lora" if use_lora else "tiny-llama")[0]["checkpoint"]
     name = f"exported_{use_lora}"
     answer = ratchet.http.post(f"/checkpoints/{checkpoint}/export", json={"name": name, "merge": True})
     assert (answer.status_code, answer.json()["kind"]) == (201, "model"), answer.text
@@ -86,7 +95,7 @@ def test_a_checkpoint_is_exported_and_is_the_base_of_the_next_run(ratchet: Ratch
         for which in ({"checkpoint": checkpoint}, {"model": name})
     ]
     assert texts[0] == texts[1]
-    following = ratchet.submit(**llama, base_model=name)
+    following = ratchet.submit(**{**TINY, "model_type": "causal_lm", "base_model": name})
     assert "✅ Training finished at step 6" in ratchet.follow(following["id"])
 
 

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,18 +15,24 @@ import pytest
 from tests.conftest import PROJECT
 from tests.tiny_models import make_gpt2_folder
 
+# Each script has a core to itself at best.
+PLAIN = {"PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1"}
 SOURCE = "sources/training_data_final_merged.md"
 
 
 @pytest.fixture
 def folder(tmp_path: Path, bundled_source: Path) -> Path:
     """A copy of what the commands of the README stand on: the scripts, the rooms they import, the text."""
-    for name in ("training.py", "training_resume.py"):
-        shutil.copy(PROJECT / name, tmp_path)
-    (tmp_path / "core").symlink_to(PROJECT / "core")
-    (tmp_path / "sources").mkdir()
-    shutil.copy(bundled_source, tmp_path / "sources")
+    lay_out(tmp_path, bundled_source)
     return tmp_path
+
+
+def lay_out(folder: Path, source: Path) -> None:
+    for name in ("training.py", "training_resume.py"):
+        shutil.copy(PROJECT / name, folder)
+    (folder / "core").symlink_to(PROJECT / "core")
+    (folder / "sources").mkdir()
+    shutil.copy(source, folder / "sources")
 
 
 @pytest.fixture(scope="session")
@@ -34,11 +41,29 @@ def gpt2_of_the_source(tmp_path_factory: pytest.TempPathFactory, bundled_source:
     return make_gpt2_folder(tmp_path_factory.mktemp("base") / "gpt2", bundled_source.read_text(), n_positions=128)
 
 
+@pytest.fixture(scope="module")
+def trained(
+    tmp_path_factory: pytest.TempPathFactory, gpt2_of_the_source: Path, bundled_source: Path
+) -> Callable[[Path], Path]:
+    """Puts the checkpoint of a run that is made once, of 20 steps, into a folder; its path there, at step 10."""
+    first = tmp_path_factory.mktemp("trained")
+    lay_out(first, bundled_source)
+    tiny = {"TRAINING_DATA_SOURCE": SOURCE, "MODEL_TYPE": "gpt2", "BASE_MODEL": str(gpt2_of_the_source)}
+    done = script(first, **tiny, TEST_MODE="True", TRAINING_STEPS="20", CHECKPOINT_INTERVAL="10", MAX_NEW_TOKENS="5")
+    assert done.returncode == 0, done.stderr
+
+    def trained(folder: Path) -> Path:
+        shutil.copytree(first / "checkpoints", folder / "checkpoints")
+        return next(path for path in checkpoints(folder) if "step000010" in path.name)
+
+    return trained
+
+
 def script(folder: Path, name: str = "training.py", **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, name],
         cwd=folder,
-        env={"PATH": os.environ["PATH"], "HOME": str(folder), "OMP_NUM_THREADS": "2", **env},
+        env={**PLAIN, "HOME": str(folder), **env},
         capture_output=True,
         text=True,
         timeout=100,
@@ -96,11 +121,8 @@ def test_a_fresh_run_from_scratch_as_the_validation_command_has_it(folder: Path)
 
 
 @pytest.mark.parametrize("name", ["training.py", "training_resume.py"])
-def test_a_resume_as_the_validation_command_has_it(folder: Path, gpt2_of_the_source: Path, name: str) -> None:
-    tiny = {"TRAINING_DATA_SOURCE": SOURCE, "MODEL_TYPE": "gpt2", "BASE_MODEL": str(gpt2_of_the_source)}
-    first = script(folder, **tiny, TEST_MODE="True", TRAINING_STEPS="20", CHECKPOINT_INTERVAL="10", MAX_NEW_TOKENS="5")
-    assert first.returncode == 0, first.stderr
-    path = next(path for path in checkpoints(folder) if "step000010" in path.name)
+def test_a_resume_as_the_validation_command_has_it(folder: Path, trained: Callable[[Path], Path], name: str) -> None:
+    path = trained(folder)
     assert path.name.startswith("checkpoint_gpt2_training_data_final_merged_step000010_")
     done = script(folder, name, CHECKPOINT_PATH=f"checkpoints/{path.name}.pt", RESUME_STEPS="15")
     assert done.returncode == 0, done.stderr
@@ -169,7 +191,7 @@ def test_ctrl_c_saves_at_the_next_step(folder: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "training.py"],
         cwd=folder,
-        env={"PATH": os.environ["PATH"], "HOME": str(folder), "TEST_MODE": "1", "TRAINING_STEPS": "1000000"},
+        env={**PLAIN, "HOME": str(folder), "TEST_MODE": "1", "TRAINING_STEPS": "1000000"},
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -206,7 +228,6 @@ def test_a_script_killed_twice_and_resumed_by_hand_ends_as_if_never_killed(
         "CHECKPOINT_INTERVAL": "10",
         "DROPOUT": "0.1",
         "GRADIENT_ACCUMULATION_STEPS": "2",
-        "OMP_NUM_THREADS": "1",
         "MAX_NEW_TOKENS": "0",
     }
     assert script(folder, CHECKPOINT_DIR="undisturbed", **run).returncode == 0

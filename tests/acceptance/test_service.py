@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.acceptance.conftest import Ratchet
+from tests.acceptance.conftest import LEAN, Ratchet
 from tests.conftest import PROJECT
 
 
@@ -137,9 +137,8 @@ def test_the_same_key_never_makes_a_second_job(ratchet: Ratchet) -> None:
     ],
 )
 def test_a_mistake_is_told_at_submit_in_one_sentence(
-    ratchet: Ratchet, tmp_path_factory: pytest.TempPathFactory, body: dict[str, Any], code: str, said: str
+    ratchet: Ratchet, sources: Path, body: dict[str, Any], code: str, said: str
 ) -> None:
-    sources = next(tmp_path_factory.getbasetemp().glob("up*")) / "sources"
     (sources / "empty.md").write_text("\n")
     (sources / "short.md").write_text("far too thin")
     (sources / "bad.md").write_bytes(b"hello\xff")
@@ -150,8 +149,7 @@ def test_a_mistake_is_told_at_submit_in_one_sentence(
     assert answer.headers["content-type"] == "application/problem+json"
 
 
-def test_one_token_more_than_a_block_is_enough(ratchet: Ratchet, tmp_path_factory: pytest.TempPathFactory) -> None:
-    sources = next(tmp_path_factory.getbasetemp().glob("up*")) / "sources"
+def test_one_token_more_than_a_block_is_enough(ratchet: Ratchet, sources: Path) -> None:
     (sources / "just.md").write_text("just enough!!")
     job = ratchet.submit(source="just.md", block_size=12, training_steps=2, eval_interval=1)
     assert "validation runs on the training text itself" in ratchet.follow(job["id"])
@@ -208,8 +206,8 @@ def test_a_foreign_host_and_a_foreign_page_are_refused(ratchet: Ratchet) -> None
 def test_ctrl_c_gives_the_running_job_back_and_the_next_start_goes_on(
     started: Callable[..., Any], tmp_path: Path
 ) -> None:
-    with started(tmp_path) as ratchet:
-        job = ratchet.submit(training_steps=900, checkpoint_interval=900, eval_interval=900, max_new_tokens=0)
+    with started(tmp_path, **LEAN) as ratchet:
+        job = ratchet.submit(training_steps=500, checkpoint_interval=500, eval_interval=500, max_new_tokens=0)
         deadline = time.monotonic() + 30
         while ratchet.http.get(f"/jobs/{job['id']}").json()["step"] < 50:
             assert time.monotonic() < deadline
@@ -217,17 +215,18 @@ def test_ctrl_c_gives_the_running_job_back_and_the_next_start_goes_on(
         began = time.monotonic()
         assert ratchet.stop() == 0
         assert time.monotonic() - began < 25
-    with started(tmp_path) as ratchet:
+    with started(tmp_path, **LEAN) as ratchet:
         text = ratchet.follow(job["id"])
-        assert "✅ Training finished at step 900" in text
+        assert "🛑 Stopped" in text
+        assert "✅ Training finished at step 500" in text
         steps = [data["step"] for _, kind, data in events_of(ratchet, job["id"]) if kind == "step"]
-    assert steps == list(range(1, 901)), "nothing was lost and nothing was done twice"
+    assert steps == list(range(1, 501)), "nothing was lost and nothing was done twice"
 
 
 def test_a_port_that_is_taken_is_one_sentence(started: Callable[..., Any], tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        with started(tmp_path, "--port", port) as ratchet:
+        with started(tmp_path, "--port", port, **LEAN) as ratchet:
             assert ratchet.process.wait(timeout=30) == 2
             assert ratchet.ready_line == ""
         assert f"port {port}" in ratchet.said

@@ -7,13 +7,14 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from tests.acceptance.conftest import Ratchet
+from tests.acceptance.conftest import LEAN, Ratchet
 from tests.conftest import PROJECT
 
 FOLDER = PROJECT / ".warp" / "workflows"
@@ -24,6 +25,12 @@ DOCUMENTS = [
     for path in sorted(FOLDER.glob("**/*.yaml"))
     for document in yaml.safe_load_all(path.read_text())
 ]
+
+
+@pytest.fixture(scope="module")
+def ratchet(tmp_path_factory: pytest.TempPathFactory, started: Callable[..., Any], sources: Path) -> Iterator[Ratchet]:
+    with started(tmp_path_factory.mktemp("up"), "--sources", str(sources), RATCHET_WARM_CHILD="false") as up:
+        yield up
 
 
 def filled(document: dict[str, Any], **given: str) -> str:
@@ -39,7 +46,7 @@ def run(command: str, cwd: Path = PROJECT, **env: str) -> subprocess.CompletedPr
     return subprocess.run(
         ["bash", "-c", command],
         cwd=cwd,
-        env={"PATH": os.environ["PATH"], "HOME": str(cwd), **env},
+        env={"PATH": os.environ["PATH"], "HOME": str(cwd), "OMP_NUM_THREADS": "1", **env},
         capture_output=True,
         text=True,
         timeout=100,
@@ -97,8 +104,7 @@ def test_a_refusal_is_shown_and_fails_the_command(ratchet: Ratchet) -> None:
     assert "'nowhere.md' does not exist" in refused.stdout
 
 
-@pytest.mark.parametrize("number", [0, 1])
-def test_the_script_form_resumes_a_checkpoint(tmp_path: Path, bundled_source: Path, number: int) -> None:
+def test_both_script_forms_resume_a_checkpoint(tmp_path: Path) -> None:
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
     (tmp_path / ".venv" / "bin" / "python3").symlink_to(sys.executable)
     for name in ("training.py", "training_resume.py", "core", "sources"):
@@ -109,10 +115,11 @@ def test_the_script_form_resumes_a_checkpoint(tmp_path: Path, bundled_source: Pa
     first = run(".venv/bin/python3 training.py", tmp_path, **tiny)
     assert first.returncode == 0, first.stderr
     (checkpoint,) = (tmp_path / "checkpoints").glob("checkpoint_*")
-    command = filled(workflow("resume_training_script", number), checkpoint_path=f"checkpoints/{checkpoint.name}")
-    done = run(command, tmp_path, PYTHONPATH=tiny["PYTHONPATH"], MAX_NEW_TOKENS="0")
-    assert done.returncode == 0, done.stderr
-    assert "steps 4 → 8" in done.stdout
+    for number in (0, 1):
+        command = filled(workflow("resume_training_script", number), checkpoint_path=f"checkpoints/{checkpoint.name}")
+        done = run(command, tmp_path, PYTHONPATH=tiny["PYTHONPATH"], MAX_NEW_TOKENS="0")
+        assert done.returncode == 0, done.stderr
+        assert "steps 4 → 8" in done.stdout
 
 
 def test_start_runs_the_service_in_the_terminal(tmp_path: Path) -> None:
@@ -121,7 +128,7 @@ def test_start_runs_the_service_in_the_terminal(tmp_path: Path) -> None:
     process = subprocess.Popen(
         ["bash", "-c", f"exec {command.replace('.venv/bin/ratchet', f'{sys.executable} -m client')}"],
         cwd=PROJECT,
-        env={**os.environ, "RATCHET_DATA": str(tmp_path)},
+        env={**os.environ, **LEAN, "RATCHET_DATA": str(tmp_path)},
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,

@@ -55,7 +55,8 @@ def rage(
         uninterrupted = undisturbed(world, storm)
         storm.begin()
         deadline = time.monotonic() + seconds
-        while world.num_kills() < num_kills and time.monotonic() < deadline:
+        # Where processes come up slowly, the first kills may all come before any of them is at a failpoint.
+        while (world.num_kills() < num_kills or not world.fired()) and time.monotonic() < deadline:
             world.keep_up(share_with_failpoints=SHARE_WITH_FAILPOINTS)
             time.sleep(chance.uniform(*between_kills))
             world.strike()

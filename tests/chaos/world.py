@@ -138,7 +138,11 @@ class World:
         env = {**kept, **SETTINGS, **places}
         self.log = (self.folder / "log").open("w")
         self.service = Actor("service", "service", SERVICE_SITES, env, self.log)
-        self.workers = [Actor(f"worker{n}", "worker", WORKER_SITES, env, self.log) for n in range(self.num_workers)]
+        # Every other worker starts a child only when there is a job for it.
+        self.workers = [
+            Actor(f"worker{n}", "worker", WORKER_SITES, {**env, WARM: str(n % 2 == 0)}, self.log)
+            for n in range(self.num_workers)
+        ]
         self.ledger = Database(database_url, busy_seconds=30.0)
         self.ledger.migrate()
         self.store = CheckpointStore(self.folder / "checkpoints")
@@ -241,3 +245,4 @@ class World:
 
 
 MARK = "CHAOS_WORLD"
+WARM = "RATCHET_WARM_CHILD"

@@ -22,7 +22,7 @@ from jobs.tables import FINAL, HELD, Checkpoint, Job, State, new_job_id
 
 NUM_THREADS = 8
 NUM_WORKERS = 8
-NUM_JOBS = {"sqlite": 10_000, "postgresql": 2_000}
+NUM_JOBS = {"sqlite": 4_000, "postgresql": 2_000}
 
 
 @pytest.fixture(params=["db", "pg"], ids=["sqlite", "postgresql"])

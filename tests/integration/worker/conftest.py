@@ -36,6 +36,9 @@ TINY = {
     "max_new_tokens": 0,
     "device": "cpu",
 }
+LOOK_SECONDS = 0.05
+"""Each look at a ledger takes a few milliseconds from the processes that it waits for."""
+
 FOREVER = {"training_steps": 1_000_000, "eval_interval": 1_000_000, "checkpoint_interval": 1_000_000}
 
 
@@ -143,7 +146,7 @@ class Bench:
         while time.monotonic() < deadline:
             if value := found():
                 return value
-            time.sleep(0.02)
+            time.sleep(LOOK_SECONDS)
         pytest.fail("waited in vain")
 
     def close(self) -> None:

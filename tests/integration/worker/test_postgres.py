@@ -84,7 +84,7 @@ def test_a_run_outlives_restarts_of_its_server_with_every_event_once(away: Bench
 def test_a_commit_whose_answer_is_lost_is_not_made_twice(
     away: Bench, proxy: Proxy, through: Callable[..., str]
 ) -> None:
-    job_id = away.submit(training_steps=600, checkpoint_interval=600)
+    job_id = away.submit(training_steps=400, checkpoint_interval=400)
     away.worker(DATABASE_URL=through(), LEASE_SECONDS=20)
     for step in (10, 100, 200):
         away.until_step(job_id, step)
@@ -92,7 +92,7 @@ def test_a_commit_whose_answer_is_lost_is_not_made_twice(
     assert away.until_final(job_id).state is State.SUCCEEDED
     assert proxy.num_cut >= 2
     steps = [data["step"] for kind, data in away.log_of(job_id) if kind == "step"]
-    assert steps == list(range(1, 601))
+    assert steps == list(range(1, 401))
 
 
 def test_a_ledger_on_a_server_says_where_it_is_without_the_password(away: Bench) -> None:

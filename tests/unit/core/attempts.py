@@ -23,7 +23,8 @@ from core.checkpointing import CheckpointStore, first_whole, load_checkpoint
 from core.config import TrainingConfig, parse
 from core.events import Event
 from core.failpoints import VARIABLE
-from core.processes import exit_with_parent
+from core.imports import import_torch, import_transformers
+from core.processes import exit_with_parent, importing
 from core.saving import RunIdentity
 from core.sources import read_source
 
@@ -124,11 +125,12 @@ _MEASURED = frozenset({"tokens_per_second", "memory_bytes"})
 def main() -> None:
     """Plans in, outcomes out."""
     torch.set_num_threads(1)
-    # What an attempt would import, once for all of them; torch loads its compiler with its first optimizer.
-    torch.optim.AdamW([torch.zeros(1, requires_grad=True)])
-    import peft  # noqa: F401  # for its imports alone
-    from peft.tuners.lora import LoraModel  # noqa: F401  # likewise
-    from transformers import AutoTokenizer, GPT2LMHeadModel  # noqa: F401  # likewise
+    # What an attempt would import, once for all of them.
+    import_torch()
+    import_transformers()
+    with importing():
+        import peft  # noqa: F401  # for its imports alone
+        from peft.tuners.lora import LoraModel  # noqa: F401  # likewise
 
     for line in sys.stdin:
         sys.stdout.write(json.dumps(carry_out(json.loads(line))) + "\n")

@@ -1,9 +1,9 @@
 """Adapters belong to the GGUF file that they were trained on."""
 
 from pathlib import Path
+
 from core.fingerprints import of_base, of_small_files
 from tests.gguf_files import make_gguf
-from tests.tiny_models import make_model_folder
 
 
 def test_a_gguf_file_is_what_it_is_known_by(llama_folder: Path, tmp_path: Path) -> None:

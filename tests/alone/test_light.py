@@ -4,8 +4,6 @@ import subprocess
 import sys
 import time
 
-import pytest
-
 from jobs.settings import PROJECT
 
 BARE = """
@@ -25,7 +23,6 @@ def seconds_to_import() -> float:
     return time.monotonic() - begun
 
 
-@pytest.mark.alone
 def test_the_service_starts_fast_and_without_what_trains() -> None:
     # The best of three: what else the machine does is not the service's doing.
     assert any(seconds_to_import() < 1.5 for _ in range(3))

@@ -9,12 +9,9 @@ import sys
 import time
 from pathlib import Path
 
-import pytest
-
 from tests.conftest import PROJECT
 
 
-@pytest.mark.alone
 def test_the_tour_trains_resumes_and_answers_within_ninety_seconds(tmp_path: Path) -> None:
     began = time.monotonic()
     done = subprocess.run(
