@@ -144,7 +144,9 @@ class ScriptConfig(TrainingConfig):
 
 ENVIRONMENT: dict[str, str] = {
     "TRAINING_DATA_SOURCE": "source",
-    **{name.upper(): name for name in ScriptConfig.model_fields if name not in {"source", "start_step"}},
+    # COLUMNS is how wide a terminal is.
+    "SOURCE_COLUMNS": "columns",
+    **{name.upper(): name for name in ScriptConfig.model_fields if name not in {"source", "columns", "start_step"}},
 }
 """Environment variable → field. `CHECKPOINT_PATH`, `RESUME_STEPS` and `RESUME_MODE` belong to a resume alone."""
 
@@ -301,7 +303,13 @@ def _problems_under_variables(**names: str) -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
-        raise ConfigError([(variables.get(field, field), said) for field, said in error.problems]) from None
+        raise ConfigError([(_renamed(field, variables), said) for field, said in error.problems]) from None
+
+
+def _renamed(field: str, variables: Mapping[str, str]) -> str:
+    """A setting, or a place within one: `sources.0.weight`."""
+    name, dot, place = field.partition(".")
+    return f"{variables.get(name, name)}{dot}{place}"
 
 
 _FOLDERS = ("checkpoint_dir", "log_dir", "output_dir", "cache_dir")

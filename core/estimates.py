@@ -8,8 +8,10 @@ Shapes: B batch, T time.
 
 from __future__ import annotations
 
+import logging
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,24 +63,31 @@ class Memory:
         return self.weights + self.gradients + self.optimizer + self.activations + self.averages
 
 
-def memory_of(config: TrainingConfig, model: LanguageModel, objective: Objective, batch: Batch) -> Memory:
+def memory_of(
+    config: TrainingConfig,
+    model: LanguageModel,
+    objective: Objective,
+    batch: Batch,
+    reference: LanguageModel | None = None,
+) -> Memory:
     """What a run of `config` needs.
 
     Args:
-        model: On the meta device; its weights are of no device afterwards.
+        model: On the meta device; afterwards it is of no use for anything else.
         objective: What the loss is.
         batch: One as long as any; only its shapes matter.
+        reference: A second model that the objective asks, on the meta device, too.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     weights = _bytes_of(model)
     gradients = sum(_bytes(parameter) for parameter in trained)
     optimizer = _moments(config, model)
     averages = sum(4 * parameter.numel() for parameter in trained) if config.ema_decay else 0
-    peak = _peak(config, model, objective, batch)
+    peak = _peak(config, model, objective, batch, reference)
     largest = max((_bytes(parameter) for parameter in trained), default=0)
     kept = 4 * sum(p.numel() for p in (trained if config.use_lora else model.parameters()))
     return Memory(
-        weights=weights,
+        weights=weights + (_bytes_of(reference) if reference else 0),
         gradients=gradients,
         optimizer=optimizer,
         activations=None if peak is None else max(peak - gradients, STEP_COPIES * largest),
@@ -99,26 +108,49 @@ def _moments(config: TrainingConfig, model: LanguageModel) -> int:
     )
 
 
-def _peak(config: TrainingConfig, model: LanguageModel, objective: Objective, batch: Batch) -> int | None:
+def _peak(
+    config: TrainingConfig, model: LanguageModel, objective: Objective, batch: Batch, reference: LanguageModel | None
+) -> int | None:
     """Bytes beyond the weights, forward and backward, gradients included."""
+    # Both short types are of one length, and the CPU's play needs no scale.
     precision = Precision("fp32" if config.precision == "fp32" else "bf16", "cpu")
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True) as shapes:
-            _give_shapes(model)
+        with _quiet(), FakeTensorMode(allow_non_fake_inputs=True):
+            for one in (model, reference):
+                if one is not None:
+                    _give_shapes(one)
             model.train()
-            given = Batch(*(_shape_of(tensor) for tensor in (batch.ids_BT, batch.targets_BT)), None, batch.num_targets)
+            given = Batch(_shape_of(batch.ids_BT), _shape_of(batch.targets_BT), None, batch.num_targets)
             with _Live() as live:
                 for _ in range(min(2, config.gradient_accumulation_steps)):
                     with precision.computing():
                         loss = objective.loss(model, given)
                     loss.backward()  # type: ignore[no-untyped-call]  # torch's own
                     del loss
-        del shapes
     except (RuntimeError, NotImplementedError, TypeError, ValueError):
-        # Which tokens go to which expert depends on numbers, and there are none.
+        # Which token goes to which expert depends on numbers, and there are none.
         return None
-    masks = 0 if batch.segments_BT is None else batch.ids_BT.shape[0] * batch.ids_BT.shape[1] ** 2 * 5
-    return live.most + masks
+    return live.most + _mask_bytes(batch)
+
+
+def _mask_bytes(batch: Batch) -> int:
+    """Of who may look at whom in packed rows, (B, 1, T, T), once as bits of a byte and once as numbers to add.
+
+    Whether they are made depends on the numbers of positions, so they cannot be played through.
+    """
+    B, T = batch.ids_BT.shape
+    return 0 if batch.segments_BT is None else B * T * T * 5
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """torch logs what cannot be played through, with its traceback; we say it in a sentence."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    was, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = was
 
 
 def _give_shapes(model: nn.Module) -> None:

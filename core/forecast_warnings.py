@@ -17,6 +17,8 @@ from core.source_facts import SourceFacts
 MANY_EPOCHS = 20
 FEW_EXAMPLES = 10
 VALIDATION_PART = 0.1
+"""As in `core.data`, which takes torch to look at."""
+
 MUCH_PADDING = 0.5
 ROOM = 0.8
 """Of the memory at hand: the allocator keeps some of what is let go, and others live there, too."""
@@ -49,7 +51,6 @@ class Known:
 
     num_val_tokens: int
     num_val_examples: int | None
-    num_examples: int | None
     longest_example: int | None
     padding: float
     training_steps: int
@@ -123,11 +124,9 @@ def _of_length(config: TrainingConfig, known: Known | None) -> Iterator[str]:
         )
     epochs = known.num_epochs if known else config.num_epochs
     if epochs is not None and epochs > MANY_EPOCHS:
+        during = f" in {steps:,} steps" if is_counted else ""
         yield (
-            f"the source comes {epochs:,.0f} times over in {steps:,} steps: after {MANY_EPOCHS} the model mostly "
-            "learns it by heart"
-            if known or config.training_steps != MOST_STEPS
-            else f"the source comes {epochs:,.0f} times over: after {MANY_EPOCHS} the model mostly learns it by heart"
+            f"the source comes {epochs:,.0f} times over{during}: after {MANY_EPOCHS} the model mostly learns it by heart"
         )
 
 

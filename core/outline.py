@@ -43,6 +43,8 @@ class Outline(CausalLM):
         self.max_context = _num_positions(model.config)
         self.tokenizer = PretrainedTokenizer(load_tokenizer(folder, model.config), self.vocab_size)
         self.use_lora = config.use_lora
+        self.short_name = config.base_model
+        model.name_or_path = config.base_model
         self.network = model
         if config.use_lora:
             lora = (config.lora_targets, config.lora_rank, config.lora_alpha, config.lora_dropout)
@@ -52,7 +54,7 @@ class Outline(CausalLM):
     @property
     def supports_segments(self) -> bool:
         """What is known of its family."""
-        return self.network.config.model_type not in SHARE_NO_ROWS
+        return str(self.network.config.model_type) not in SHARE_NO_ROWS
 
 
 def outline(config: TrainingConfig, vocab_size: int) -> LanguageModel:

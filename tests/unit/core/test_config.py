@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from core.config import (
@@ -10,8 +12,10 @@ from core.config import (
     load_config_fresh_from_env,
     load_config_from_checkpoint,
     parse,
+    resume_config,
 )
 from core.errors import CheckpointMismatch, ConfigError
+from core.resume_rules import ResumeMode
 
 SEED_NAMES = [
     *("TRAINING_DATA_SOURCE", "MODEL_TYPE", "USE_LORA", "LORA_RANK", "LORA_ALPHA", "LORA_DROPOUT", "TRAINING_STEPS"),
@@ -150,3 +154,61 @@ def test_another_name_for_the_same_text_is_no_other_source() -> None:
 def test_a_mistake_is_told_under_the_name_that_was_typed(env: dict[str, str], variable: str) -> None:
     with pytest.raises(ConfigError, match=f"^{variable}: "):
         load_config_from_checkpoint(checkpoint(), env)
+
+
+def test_lists_and_tables_come_as_json_from_a_shell_and_the_width_of_a_terminal_is_none_of_them() -> None:
+    env = {
+        "SOURCES": '[{"source": "a.md", "weight": 2}, {"source": "b.jsonl"}]',
+        "SOURCE_COLUMNS": '{"text": "body"}',
+        "SAMPLE_PROMPTS": '["One, two", "Three"]',
+        "TRACKERS": "tensorboard, mlflow",
+        "COLUMNS": "80",
+    }
+    config = load_config_fresh_from_env(env)
+    assert [(share.source, share.weight) for share in config.shares] == [("a.md", 2.0), ("b.jsonl", 1.0)]
+    assert config.columns == {"text": "body"}
+    assert config.sample_prompts == ("One, two", "Three")
+    assert config.trackers == ("tensorboard", "mlflow")
+
+
+@pytest.mark.parametrize(
+    ("given", "field"),
+    [
+        ({"SOURCES": "[{"}, "SOURCES"),
+        ({"SOURCES": '[{"source": "a", "weight": 0}]'}, "SOURCES.0.weight"),
+        ({"SOURCES": '[{"source": "a"}, {"source": "a"}]'}, "SOURCES"),
+        ({"SOURCE_COLUMNS": '{"title": "x"}'}, "SOURCE_COLUMNS.title.[key]"),
+        ({"TRACKERS": "abacus"}, "TRACKERS.0"),
+        ({"NUM_EPOCHS": "0"}, "NUM_EPOCHS"),
+    ],
+    ids=str,
+)
+def test_what_is_wrong_in_a_list_is_said_where_it_is(given: dict[str, str], field: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        load_config_fresh_from_env(given)
+    assert [name for name, _ in refused.value.problems] == [field]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"method": "dpo"}, "needs a pretrained model"),
+        ({"freeze_layers": 1, "use_lora": True}, "freeze_layers is for whole models"),
+        ({"optimizer": "muon", "use_lora": True}, "LoRA trains none"),
+        ({"freeze_layers": 9}, "more than n_layer"),
+        ({"architecture": "modern", "n_embd": 12, "n_head": 4}, "even width"),
+    ],
+    ids=str,
+)
+def test_settings_that_do_not_go_together_are_one_sentence(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        parse(TrainingConfig, given)
+
+
+def test_an_exact_resume_under_a_falling_rate_ends_where_it_was_to_end() -> None:
+    config = config_to_dict(parse(TrainingConfig, {"lr_schedule": "cosine", "training_steps": 20}))
+    saved = {"config": config, "step": 10, "end_step": 20}
+    assert resume_config(saved, {}, ResumeMode.EXACT)[0].training_steps == 10
+    with pytest.raises(CheckpointMismatch, match="mode 'exact' ends at step 20"):
+        resume_config(saved, {"training_steps": 15}, ResumeMode.EXACT)
+    assert resume_config(saved, {"training_steps": 15}, ResumeMode.EXTEND)[0].training_steps == 15

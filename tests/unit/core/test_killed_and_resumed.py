@@ -30,6 +30,7 @@ WAYS: dict[str, dict[str, Any]] = {
         "lr_schedule": "cosine",
         "precision": "fp16",
         "gradient_accumulation_steps": 2,
+        "optimizer": "muon",
     },
     "in two ranks": {"num_processes": 2},
     "in two ranks in bf16 with accumulation": {
@@ -94,7 +95,9 @@ def test_killed_anywhere_and_begun_again_equals_never_killed(
 ) -> None:
     chance = random.Random(f"{kind} {way}")
     kills = [f"{chance.choice(SITES)}:kill@{chance.randint(1, 2)}" for _ in range(KILLS)]
-    wanted = plan(kind, **WAYS[way])
+    # What trains of an adapter is no matrix that Muon could make anything of.
+    unfit = {"optimizer"} if kind.endswith("lora") else set()
+    wanted = plan(kind, **{name: value for name, value in WAYS[way].items() if name not in unfit})
     carry_out(tmp_path / "undisturbed", wanted, [])
     outcome = carry_out(tmp_path / "killed", wanted, kills)
     assert outcome["num_killed"] == KILLS

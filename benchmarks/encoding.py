@@ -1,0 +1,75 @@
+"""A large source becomes tokens: how fast, and in how much memory, which is not to grow with the file.
+
+Rows are made on the spot, of two sizes of file; each is encoded by a fresh process, with characters and with byte pairs
+trained on it.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from _row import PROJECT, print_row
+
+SIZES_MIB = (64, 512)
+
+CHILD = """
+import json, re, sys, time
+from pathlib import Path
+from core.assembly import _characters
+from core.bpe import BytePairTokenizer
+from core.conversations import plainly
+from core.corpus import Corpus
+from core.encoding import Encoder, all_texts
+from core.sources import source_file
+
+def peak_mib():
+    return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) // 1024
+
+path, kind, cache = sys.argv[1:]
+corpus = Corpus.of_one(source_file(path))
+before, began = peak_mib(), time.perf_counter()
+texts = all_texts(corpus, plainly)
+tokenizer = BytePairTokenizer.train(texts, 4096) if kind == "bpe" else _characters(texts)
+trained = time.perf_counter()
+file = Encoder(tokenizer, cache=Path(cache)).tokens(corpus.parts[0])
+encoded = time.perf_counter()
+print(json.dumps({
+    "num_tokens": len(file.stored),
+    "tokenizer_seconds": round(trained - began, 2),
+    "encoding_seconds": round(encoded - trained, 2),
+    "mib_per_second": round(Path(path).stat().st_size / 2**20 / (encoded - trained), 1),
+    "peak_growth_mib": peak_mib() - before,
+}))
+"""
+
+
+def main() -> None:
+    """One row for each size and tokenizer."""
+    words = (PROJECT / "sources" / "training_data_final_merged.md").read_text().split("\n\n")
+    with tempfile.TemporaryDirectory() as folder:
+        for size_mib in SIZES_MIB:
+            path = Path(folder) / f"{size_mib}.jsonl"
+            make(path, words, size_mib << 20)
+            for kind in ("characters", "bpe"):
+                command = [sys.executable, "-c", CHILD, str(path), kind, str(Path(folder) / f"{size_mib}-{kind}")]
+                said = subprocess.run(command, cwd=PROJECT, check=True, capture_output=True, text=True).stdout
+                print_row("encoding", size_mib=size_mib, tokenizer=kind, **json.loads(said))
+            path.unlink()
+
+
+def make(path: Path, texts: list[str], size_bytes: int) -> None:
+    """Rows of prompts and answers, as many as make the size."""
+    chance = random.Random(1)
+    with path.open("w") as file:
+        while file.tell() < size_bytes:
+            prompt, completion = chance.choices(texts, k=2)
+            file.write(json.dumps({"prompt": prompt, "completion": completion}) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,259 @@
+"""What a run would do, found out before it does it: from the beginning of its sources and a model without weights.
+
+Nothing is trained, nothing is kept. What goes into the first batch is in `core.previews`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+
+from core.batches import Batch, Batches, Examples, Pairs, Windows
+from core.beginnings import Beginning, corpus_of
+from core.bpe import BytePairTokenizer
+from core.config import TrainingConfig, tokens_per_step
+from core.conversations import plainly
+from core.devices import select_device
+from core.encoding import Encoder, all_texts, first_kind
+from core.estimates import Memory, memory_of
+from core.forecast_warnings import Known
+from core.losses import UNLEARNT
+from core.methods import method_of
+from core.models import LanguageModel
+from core.models.base import find_base
+from core.objectives import NextToken, Objective, Preference
+from core.outline import Outline, outline
+from core.preparation import prepare
+from core.token_files import TokenFile
+from core.tokenizer import CharacterTokenizer, Tokenizer
+
+NUM_LOOKED_AT = 8
+"""Batches whose padding is measured."""
+
+
+@dataclass
+class _Remembering(Encoder):
+    """An encoder that is asked afterwards what it has made."""
+
+    def __post_init__(self) -> None:
+        self.files: list[TokenFile] = []
+
+    def tokens(self, part: Any) -> TokenFile:
+        """The tokens of a source."""
+        file = Encoder.tokens(self, part)
+        self.files.append(file)
+        return file
+
+
+class Prospect:
+    """A run that is not begun: its tokenizer, its batches, and its model without weights.
+
+    Args:
+        config: Of the run.
+        sources: Their beginnings.
+        models_root: Where bases are looked for.
+
+    Raises:
+        RatchetError: what the run itself would end with at once.
+    """
+
+    def __init__(self, config: TrainingConfig, sources: Sequence[Beginning], models_root: Path | None) -> None:
+        self.config = config
+        self.sources = sources
+        self._models_root = models_root
+        corpus = corpus_of(sources)
+        self.method = method_of({part.source.name: first_kind(part) for part in sources}, config)
+        self.model, self.tokenizer = self._model()
+        self.block_size = min(config.block_size, self.model.max_context)
+        encoder = _Remembering(self.tokenizer, self.method == "lm")
+        may_pack = self.method != "sft" or not config.packing or self.model.supports_segments
+        self.data: Batches = prepare(corpus, self.method, config, encoder, self.block_size, may_pack=may_pack)
+        self.files = encoder.files
+
+    @property
+    def is_estimate(self) -> bool:
+        """Whether a source is larger than what was read of it."""
+        return any(part.scale > 1 for part in self.sources)
+
+    @cached_property
+    def num_train_tokens(self) -> int:
+        """Of all sources, scaled up."""
+        return round(self.data.num_tokens["train"] * self._scale)
+
+    @cached_property
+    def num_val_tokens(self) -> int:
+        """Likewise."""
+        return round(self.data.num_tokens["val"] * self._scale)
+
+    @cached_property
+    def num_examples(self) -> int | None:
+        """Likewise; None where all text is learnt, and no example counted."""
+        if self.method == "lm":
+            return None
+        counts = zip(self.files, self.sources, strict=True)
+        return round(sum(file.num_examples * part.scale for file, part in counts) / self._num_each)
+
+    @cached_property
+    def num_val_examples(self) -> int | None:
+        """Those of them that are kept back."""
+        if not isinstance(self.data, Examples):
+            return None
+        return sum(
+            max(1, int(len(packing["val"].order) * part.scale))
+            for packing, part in zip(self.data.packings, self.sources, strict=True)
+        )
+
+    @cached_property
+    def steps_per_epoch(self) -> float:
+        """Updates in which the data comes once."""
+        batches = self.config.gradient_accumulation_steps * self.config.num_processes
+        return self.data.per_epoch() * self._scale / batches
+
+    @cached_property
+    def training_steps(self) -> int:
+        """Updates that would be made, unless patience runs out before."""
+        if self.config.num_epochs is None:
+            return self.config.training_steps
+        return min(self.config.training_steps, math.ceil(self.config.num_epochs * self.steps_per_epoch))
+
+    @cached_property
+    def longest_row(self) -> int:
+        """Tokens in the longest row of any batch."""
+        if isinstance(self.data, Windows):
+            return self.block_size
+        assert isinstance(self.data, Examples)
+        longest = [self._longest(file, packing) for file, packing in zip(self.files, self.data.packings, strict=True)]
+        return min(self.block_size, max(longest))
+
+    @cached_property
+    def memory(self) -> Memory:
+        """What a step needs; the model is of no use for anything else afterwards."""
+        config = self.config
+        reference = None
+        objective: Objective = NextToken()
+        if self.method == "dpo":
+            if not config.use_lora:
+                reference = self._base(config)
+                reference.requires_grad_(False)
+            objective = Preference(config.dpo_beta, reference)
+        is_packed = isinstance(self.data, Examples) and self.data.is_packed
+        width = config.batch_size * self._num_each
+        ids_BT = torch.empty((width, self.longest_row), dtype=torch.int64, device="meta")
+        batch = Batch(ids_BT, ids_BT, ids_BT if is_packed else None, width * self.longest_row)
+        return memory_of(config, self.model, objective, batch, reference)
+
+    @property
+    def device(self) -> str:
+        """Where it would train."""
+        return select_device(self.config.device)
+
+    def padding(self) -> float:
+        """The part of the first batches that is there only to fill their rows."""
+        if not isinstance(self.data, Examples):
+            return 0.0
+        num_all = num_empty = 0
+        for index in range(NUM_LOOKED_AT):
+            batch = self.data.training(index)
+            num_all += batch.ids_BT.numel()
+            is_empty = (batch.targets_BT == UNLEARNT) & (batch.ids_BT == 0)
+            num_empty += int(is_empty.flip(1).cumprod(1).sum())
+        return num_empty / num_all
+
+    @property
+    def _num_each(self) -> int:
+        return 2 if isinstance(self.data, Pairs) else 1
+
+    @cached_property
+    def _scale(self) -> float:
+        """By how many times all sources together have more tokens than what was read of them."""
+        whole = sum(len(file.stored) * part.scale for file, part in zip(self.files, self.sources, strict=True))
+        read = sum(len(file.stored) for file in self.files)
+        return whole / read if read else 1.0
+
+    def _longest(self, file: TokenFile, packing: Any) -> int:
+        lengths = np.minimum(np.diff(file.starts) - 1, self.block_size)
+        if self._num_each == 2:
+            lengths = lengths.reshape(-1, 2).max(1)
+        rows = packing["train"]
+        return int(np.add.reduceat(lengths[rows.order], rows.starts[:-1]).max())
+
+    def _model(self) -> tuple[LanguageModel, Tokenizer]:
+        config = self.config
+        if config.is_pretrained:
+            model = self._base(config)
+            return model, model.tokenizer
+        texts = all_texts(corpus_of(self.sources), plainly)
+        tokenizer: Tokenizer
+        if config.tokenizer == "bpe":
+            tokenizer = BytePairTokenizer.train(texts, config.bpe_vocab_size)
+        else:
+            tokenizer = CharacterTokenizer(sorted(set().union(*texts)))
+        return outline(config, tokenizer.vocab_size), tokenizer
+
+    def _base(self, config: TrainingConfig) -> Outline:
+        return Outline(find_base(config.base_model, self._models_root), config)
+
+
+def preflight(prospect: Prospect) -> dict[str, Any]:
+    """All that can be told without training, as plain values; `known` is for `core.forecast_warnings`."""
+    config, device = prospect.config, prospect.device
+    counts = [(parameter.numel(), parameter.requires_grad) for parameter in prospect.model.parameters()]
+    # What it is made of is asked before the model is played through.
+    memory, at_hand = prospect.memory, memory_at_hand(device)
+    num_epochs = prospect.training_steps / prospect.steps_per_epoch
+    known = Known(
+        num_val_tokens=prospect.num_val_tokens,
+        num_val_examples=prospect.num_val_examples,
+        longest_example=None if prospect.method == "lm" else prospect.longest_row,
+        padding=prospect.padding(),
+        training_steps=prospect.training_steps,
+        num_epochs=num_epochs,
+        max_context=prospect.model.max_context,
+        vocab_size=prospect.tokenizer.vocab_size,
+        is_estimate=prospect.is_estimate,
+        memory_bytes=memory.total,
+        activation_bytes=memory.activations,
+        checkpoint_bytes=memory.checkpoint,
+        memory_at_hand_bytes=at_hand,
+        device=device,
+    )
+    return {
+        "method": prospect.method,
+        "num_train_tokens": prospect.num_train_tokens,
+        "num_val_tokens": prospect.num_val_tokens,
+        "num_examples": prospect.num_examples,
+        "tokens_per_step": tokens_per_step({**config.model_dump(), "block_size": prospect.block_size}),
+        "steps_per_epoch": round(prospect.steps_per_epoch, 2),
+        "training_steps": prospect.training_steps,
+        "num_epochs": round(num_epochs, 2),
+        "num_parameters": sum(count for count, _ in counts),
+        "num_trainable": sum(count for count, trains in counts if trains),
+        "memory_bytes": {**asdict(memory), "total": memory.total},
+        "memory_at_hand_bytes": at_hand,
+        "device": device,
+        "is_estimate": prospect.is_estimate,
+        "skipped_rows": [_skipped(part, file) for part, file in zip(prospect.sources, prospect.files, strict=True)],
+        "said": list(prospect.data.warnings),
+        "known": asdict(known),
+    }
+
+
+def memory_at_hand(device: str) -> int:
+    """Bytes that a run could have now."""
+    if device.startswith("cuda"):
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free)
+    return int(psutil.virtual_memory().available)
+
+
+def _skipped(part: Beginning, file: TokenFile) -> dict[str, Any]:
+    first = [{"number": number, "reason": reason} for number, reason in file.told["bad_rows"]]
+    return {"source": part.source.name, "num": file.told["num_bad_rows"], "first": first}
