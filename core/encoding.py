@@ -21,7 +21,7 @@ from core.bpe import BytePairTokenizer
 from core.conversations import END, PLAIN_END, Example, Render, by_template, examples_of, plainly
 from core.corpus import Corpus, Part
 from core.disk import Meanwhile, nothing
-from core.errors import SourceNoRows
+from core.errors import SourceEmpty, SourceNoRows
 from core.events import Emit, Log
 from core.fingerprints import of_alphabet
 from core.row_json import Unfit
@@ -192,13 +192,17 @@ def first_kind(part: Part) -> RowKind:
 
     Raises:
         SourceNoRows: there is none.
+        SourceEmpty: there is nothing but white space.
     """
     bad = []
     for row in part.rows():
-        if not isinstance(row, BadRow):
+        if isinstance(row, BadRow):
+            bad.append(row)
+        elif not isinstance(row, TextRow) or row.text.strip():
             return row.kind
-        bad.append(row)
-    raise no_rows(part.source.name, bad)
+    if bad:
+        raise no_rows(part.source.name, bad)
+    raise SourceEmpty(f"source '{part.source.name}' is empty: there is nothing to learn from")
 
 
 def all_texts(corpus: Corpus, render: Render) -> Iterator[str]:

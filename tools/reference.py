@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
 from pydantic_settings import BaseSettings
 
 from core.config import DEFAULTS, ENVIRONMENT, ScriptConfig, TrainingConfig
@@ -164,7 +165,7 @@ def _table(title: str, kind: type[BaseSettings], fields: dict[str, FieldInfo]) -
 def _shown(default: Any) -> str:
     if isinstance(default, Path):
         return f"`{default.relative_to(PROJECT)}`" if default.is_relative_to(PROJECT) else f"`{default}`"
-    if default in (None, "", ()):
+    if default in (None, "", (), PydanticUndefined):
         return ""
     return f"`{default}`"
 

@@ -168,8 +168,12 @@ def test_muon_learns(training: Callable[..., Training]) -> None:
 @pytest.mark.parametrize("kind", ["from_scratch_lora", "gpt2_lora"])
 def test_muon_with_lora_is_one_sentence(model_of: Any, config: Any, kind: str) -> None:
     model = model_of(kind)
+    with pytest.raises(ConfigError, match="LoRA trains none: use 'adamw'"):
+        config(kind, optimizer="muon")
+    # Of a configuration that came another way, too.
+    unchecked = config(kind).model_copy(update={"optimizer": "muon"})
     with pytest.raises(ConfigError, match=r"optimizer: 'muon' updates the matrices .* use 'adamw'"):
-        build_optimizer(config(kind, optimizer="muon"), model)
+        build_optimizer(unchecked, model)
 
 
 def test_groups_have_their_own_peak_and_one_schedule(training: Callable[..., Training]) -> None:
