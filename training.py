@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,6 +42,7 @@ from core.io_utils import (
 )
 from core.processes import importing, wait_politely
 from core.sources import source_file
+from core.trackers import name_of_run, remember_checkpoint, tracked
 
 if TYPE_CHECKING:
     from core.distributed import Ranks
@@ -91,6 +93,8 @@ class Console:
         else:
             self.config = load_config_fresh_from_env(env)
         self.stopping = False
+        self.tracking_folder = self.config.output_dir / "tensorboard"
+        self.emit: Emit = self.show
 
     def run(self) -> None:
         """Train, alone or with the other ranks; only the first of them shows and keeps anything."""
@@ -127,7 +131,7 @@ class Console:
         config = self.config
         for folder in (config.checkpoint_dir, config.log_dir, config.output_dir):
             folder.mkdir(parents=True, exist_ok=True)
-        trainer = self.assemble(ranks, self.show)
+        trainer = self.assemble(ranks, lambda event: self.emit(event))
         model_name, first = get_model_name(trainer.parts.model), trainer.run.step
         source = get_data_source_name(config.source)
         resumed = self.checkpoint is not None
@@ -138,7 +142,8 @@ class Console:
             self.show(Resumed(0, first, self.checkpoint["name"]))
         signal.signal(signal.SIGINT, self.stop_at_step)
         try:
-            trainer.train()
+            with self.tracked(model_name, source) as self.emit:
+                trainer.train()
         finally:
             signal.signal(signal.SIGINT, signal.default_int_handler)
             close_checkpoint_log(self.log_file, log_path)
@@ -183,8 +188,16 @@ class Console:
                 print(f"📂 Going on from {name} at step {step}{changed}", flush=True)
             case CheckpointSaved():
                 write_checkpoint_log(self.log_file, event.step, event.train_loss, event.val_loss, event.name)
+                if self.config.trackers:
+                    remember_checkpoint(self.tracking_folder, self.run_name, event.id)
             case _:
                 pass
+
+    def tracked(self, model_name: str, source: str) -> AbstractContextManager[Emit]:
+        """Tell the trackers, too; a run that goes on from another one's last checkpoint goes on in theirs."""
+        resumed = self.checkpoint["id"] if self.checkpoint else None
+        self.run_name = name_of_run(self.tracking_folder, f"{model_name}_{source}", resumed)
+        return tracked(self.show, self.config.training(), run_name=self.run_name, folder=self.tracking_folder)
 
     def should_stop(self) -> bool:
         """Whether Ctrl-C was pressed."""

@@ -269,6 +269,17 @@ class Ratchet:
                 timeout=httpx2.Timeout(sending.patience_seconds, connect=5.0),
             )
 
+    def preflight(self, *, time: bool = False, **config: Any) -> dict[str, Any]:
+        """What a run of these settings, as for `train`, would do; starts nothing. With `time`, updates are tried."""
+        return self._send(
+            "POST", "/jobs/preflight", json=config, params={"time": time} if time else None, timeout=GENERATION_SECONDS
+        )
+
+    def preview(self, source: str, **options: Any) -> dict[str, Any]:
+        """The first batch of a run on a source, in pieces; `options` are `model_type`, `batch_size`, `method`, …"""
+        path = f"/sources/{_segment(source)}/preview"
+        return self._send("GET", path, params=_given(options), timeout=GENERATION_SECONDS)
+
     def delete_source(self, name: str) -> None:
         """Remove a source, unless an unfinished job needs it."""
         self._answer("DELETE", f"/sources/{_segment(name)}")

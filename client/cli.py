@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from client.command_name import command_name
-from client.commands import bases, keeping, models, overview, processes, runs, sources
+from client.commands import bases, forecasts, keeping, models, overview, processes, runs, sources
 from client.errors import ApiError, ClientError, ServiceUnreachable, UnusableSetting
 
 EXIT_REFUSED = 1
@@ -27,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for part in (processes, runs, models, keeping, overview):
+for part in (processes, runs, forecasts, models, keeping, overview):
     app.registered_commands += part.app.registered_commands
 app.add_typer(sources.app, name="sources")
 app.add_typer(bases.app, name="models")

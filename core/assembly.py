@@ -19,7 +19,7 @@ from core.devices import select_device
 from core.disk import Meanwhile, nothing
 from core.distributed import ALONE, Ranks
 from core.encoding import Encoder, all_texts, fingerprint, first_kind
-from core.errors import CheckpointMismatch, GenerationError
+from core.errors import CheckpointMismatch, ConfigError, GenerationError, StopAsked
 from core.evaluation import ShouldStop
 from core.events import Emit
 from core.exactness import be_deterministic, departures, surroundings, warning_of
@@ -88,14 +88,23 @@ def assemble(
     corpus = sources if isinstance(sources, Corpus) else Corpus.of_one(sources)
     _check_sources(corpus, resume, mode)
     goes_on = resume if mode is not ResumeMode.WARM_START else None
-    encoding = _Encoding(cache, emit, meanwhile)
-    parts = _parts(config, corpus, resume, models_root, ranks, device, encoding)
+
+    def unless_stopped() -> None:
+        meanwhile()
+        if should_stop():
+            raise StopAsked("the run was stopped before its first step")
+
+    encoding = _Encoding(cache, emit, unless_stopped)
+    parts = _parts(config, corpus, resume, mode, models_root, ranks, device, encoding)
     if goes_on:
-        parts = replace(parts, cautions=_cautions(goes_on, parts))
+        parts = replace(parts, cautions=(*_cautions(goes_on, parts), *_moved(goes_on, parts)))
         _restore(goes_on, parts)
     meanwhile()
     run = RunState.of(goes_on) if goes_on else RunState()
     start_step = run.step if start_step is None else start_step
+    if run.step == start_step:
+        # Another run may be on a machine with more memory.
+        run.num_parts = 1
     run.end_step = _end_step(parts, start_step, end_step or start_step + config.training_steps)
     saver = RunSaver(store, corpus, identity or RunIdentity(), meanwhile) if store else None
     trainer = Trainer(parts, run, emit, should_stop, saver, start_step)
@@ -118,6 +127,7 @@ def _parts(
     config: TrainingConfig,
     corpus: Corpus,
     resume: CheckpointContent | None,
+    mode: ResumeMode,
     models_root: Path | None,
     ranks: Ranks,
     device: str,
@@ -125,24 +135,27 @@ def _parts(
 ) -> Parts:
     """Model, with a checkpoint's weights if there is one, fresh optimizer, data."""
     method = method_of({part.source.name: first_kind(part) for part in corpus.parts}, config)
-    meanwhile = encoding.meanwhile
+    if method == "dpo" and resume and mode is ResumeMode.WARM_START:
+        # What it is compared with would be the base, and not what it begins as.
+        said = "preferences are learnt against base_model: export the checkpoint, merged, and name that as base_model"
+        raise ConfigError([("mode", said)])
     base = base_folder(config, resume, models_root) if config.is_pretrained else None
     # Before it is read: what changes from here on is not what was trained on.
     is_needed = base and (config.use_lora or method == "dpo")
     original = find_base(config.base_model, models_root) if is_needed else None
-    hashes = hashes_of_base(config, original, partial(of_base, meanwhile=meanwhile)) if original else {}
+    hashes = hashes_of_base(config, original, partial(of_base, meanwhile=encoding.meanwhile)) if original else {}
     if resume:
         check_base(config.base_model, resume["name"], resume["hashes"], hashes)
-    meanwhile()
-    model, tokenizer = _model(config, corpus, resume, base)
+    encoding.meanwhile()
+    model, tokenizer = _model(config, corpus, resume, base, encoding.meanwhile)
     if not isinstance(tokenizer, PretrainedTokenizer):
         hashes = {"tokenizer": fingerprint(tokenizer)}
-    meanwhile()
+    encoding.meanwhile()
     if resume:
         model.load_tensors(resume["model_state_dict"])
     freeze(model, config.freeze_layers)
     model.to(device)
-    meanwhile()
+    encoding.meanwhile()
     block_size = min(config.block_size, model.max_context)
     data = _data(config, corpus, method, model, tokenizer, block_size, encoding)
     averages = Averages(model, config.ema_decay) if config.ema_decay else None
@@ -169,7 +182,11 @@ def _parts(
 
 
 def _model(
-    config: TrainingConfig, corpus: Corpus, resume: CheckpointContent | None, base: Path | None
+    config: TrainingConfig,
+    corpus: Corpus,
+    resume: CheckpointContent | None,
+    base: Path | None,
+    meanwhile: Meanwhile,
 ) -> tuple[LanguageModel, Tokenizer]:
     if base:
         model = build_model(config, base=base)
@@ -177,7 +194,7 @@ def _model(
         return model, model.tokenizer
     known = resume["tokenizer"] if resume else None
     if known is None:
-        texts = all_texts(corpus, plainly)
+        texts = all_texts(corpus, plainly, meanwhile)
         is_bpe = config.tokenizer == "bpe"
         known = BytePairTokenizer.train(texts, config.bpe_vocab_size) if is_bpe else _characters(texts)
     return build_model(config, known.vocab_size), known
@@ -214,6 +231,17 @@ def _objective(config: TrainingConfig, method: str, original: Path | None, devic
         return Preference(config.dpo_beta, None)
     reference = build_model(config, base=original, mapped=True).to(device).eval()
     return Preference(config.dpo_beta, reference.requires_grad_(False))
+
+
+def _moved(resume: CheckpointContent, parts: Parts) -> tuple[str, ...]:
+    """Rows come in their order, so batches of another size begin at another place."""
+    before, now = resume["config"], parts.config
+    names = ("batch_size", "gradient_accumulation_steps", "num_processes", "block_size")
+    changed = [name for name in names if before.get(name, getattr(now, name)) != getattr(now, name)]
+    if parts.method == "lm" or not changed:
+        return ()
+    said = f"{', '.join(changed)} changed, so some rows of this epoch are passed over or come again"
+    return (said,)
 
 
 def _end_step(parts: Parts, start_step: int, end_step: int) -> int:

@@ -181,12 +181,16 @@ class Examples(Batches):
         )
 
     def evaluation(self, which: Which, index: int) -> Batch:
-        """Rows in their order, those of one source after those of the other, over and over."""
-        ends = np.cumsum([packing.num_rows for packing in self._of(which)])
-        places = np.arange(index * self.batch_size, (index + 1) * self.batch_size) % ends[-1]
-        sources = np.searchsorted(ends, places, side="right")
-        begins = ends - [packing.num_rows for packing in self._of(which)]
-        return self._batch(which, [(int(s), int(place - begins[s])) for s, place in zip(sources, places, strict=True)])
+        """Rows in one order for all evaluations, over and over; of several sources, drawn by weight."""
+        packings = self._of(which)
+        if len(packings) > 1:
+            draws = generator(self.seed, f"evaluated {which} of several", index).random((self.batch_size, 2))
+            drawn = zip(chosen(self.weights, draws[:, 0]), draws[:, 1], strict=True)
+            return self._batch(which, [(source, int(u * packings[source].num_rows)) for source, u in drawn])
+        # Packed rows lie in the order of their length.
+        order = order_of(0, 0, packings[0].num_rows)
+        places = np.arange(index * self.batch_size, (index + 1) * self.batch_size) % len(order)
+        return self._batch(which, [(0, int(order[place])) for place in places])
 
     def per_epoch(self) -> float:
         """Each row once."""
@@ -200,7 +204,7 @@ class Examples(Batches):
 
     def _batch(self, which: Which, rows: Sequence[tuple[int, int]]) -> Batch:
         found = [self._row(source, self.packings[source][which].examples(row)) for source, row in rows]
-        return laid_out(found, self.is_packed)
+        return laid_out(found, self.is_packed, self.block_size)
 
     def _row(self, source: int, examples: NDArray[np.int64]) -> list[NDArray[np.int32]]:
         file = self.files[source]
@@ -217,20 +221,20 @@ class Pairs(Examples):
     def _batch(self, which: Which, rows: Sequence[tuple[int, int]]) -> Batch:
         pairs = [(source, int(self.packings[source][which].examples(row)[0])) for source, row in rows]
         found = [self._row(source, np.array([2 * pair + side])) for side in (0, 1) for source, pair in pairs]
-        return replace(laid_out(found, is_packed=False), is_paired=True)
+        return replace(laid_out(found, False, self.block_size), is_paired=True)
 
     def _num_tokens(self, file: TokenFile, packing: Packing) -> int:
         lengths = np.diff(file.starts).reshape(-1, 2)[packing.order]
         return int(np.minimum(lengths - 1, self.block_size).sum())
 
 
-def laid_out(rows: Sequence[Sequence[NDArray[np.int32]]], is_packed: bool) -> Batch:
-    """Examples as stored, each of at least two tokens, in rows as long as the longest.
+def laid_out(rows: Sequence[Sequence[NDArray[np.int32]]], is_packed: bool, block_size: int) -> Batch:
+    """Examples as stored, each of at least two tokens, in rows as long as the longest, or a little longer.
 
     What is left of a row is an example of its own, of which nothing is learnt.
     """
     longest = max(sum(len(stored) - 1 for stored in row) for row in rows)
-    shape = (len(rows), math.ceil(longest / TRIMMED_TO) * TRIMMED_TO)
+    shape = (len(rows), min(math.ceil(longest / TRIMMED_TO) * TRIMMED_TO, block_size))
     ids_BT, segments_BT = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
     targets_BT = np.full(shape, UNLEARNT, np.int64)
     for at, row in enumerate(rows):

@@ -116,6 +116,10 @@ class TrainingConfig(ReportingSettings, LearningSettings, ModelSettings, DataSet
             raise ValueError("method 'dpo' needs a pretrained model: preferences are taught to what can already write")
         if self.freeze_layers and self.use_lora:
             raise ValueError("freeze_layers is for whole models: LoRA freezes all of the base anyway")
+        if self.sources and self.source != self.sources[0].source:
+            raise ValueError(f"source '{self.source}' is none of sources, or not the first: give one of the two")
+        if self.sources and self.columns:
+            raise ValueError("columns belong to one source: give them in sources, where each has its own")
         if self.optimizer == "muon" and self.use_lora:
             raise ValueError("optimizer 'muon' updates whole matrices, and LoRA trains none: use 'adamw'")
         if self.freeze_layers > self.n_layer and not self.is_pretrained:
@@ -164,7 +168,8 @@ def load_config_fresh_from_env(env: Mapping[str, str] | None = None) -> ScriptCo
         ConfigError: with every setting that cannot be used.
     """
     given = _from_environment(os.environ if env is None else env)
-    given.setdefault("source", f"sources/{BUNDLED_SOURCE}")
+    if "sources" not in given:
+        given.setdefault("source", f"sources/{BUNDLED_SOURCE}")
     with _problems_under_variables():
         return parse(ScriptConfig, given)
 
@@ -217,17 +222,31 @@ def resume_config(
     before = parse(TrainingConfig, checkpoint["config"])
     left = int(checkpoint.get("end_step", 0)) - int(checkpoint["step"])
     steps = left if left > 0 and mode is not ResumeMode.WARM_START else before.training_steps
-    after = parse(TrainingConfig, {**before.model_dump(), "training_steps": steps, **overrides})
+    if "num_epochs" in overrides:
+        steps = MOST_STEPS
+    after = parse(TrainingConfig, {**_without_opposites(before, overrides), "training_steps": steps, **overrides})
     same_content = {"source"} if checkpoint.get("source_sha256") else set()
-    _check_end(checkpoint, after, mode)
+    _check_end(checkpoint, before, after, mode)
     dumped = before.model_dump(mode="json"), after.model_dump(mode="json")
     return after, merge(*dumped, mode, same_content=same_content)
 
 
-def _check_end(checkpoint: Mapping[str, Any], after: TrainingConfig, mode: ResumeMode) -> None:
+def _without_opposites(before: TrainingConfig, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """What was said before, less what an override says in another way."""
+    kept = before.model_dump()
+    if "training_steps" in overrides and "num_epochs" not in overrides:
+        del kept["num_epochs"]
+    if "source" in overrides and "sources" not in overrides:
+        del kept["sources"]
+    if "sources" in overrides and "source" not in overrides:
+        del kept["source"], kept["columns"]
+    return kept
+
+
+def _check_end(checkpoint: Mapping[str, Any], before: TrainingConfig, after: TrainingConfig, mode: ResumeMode) -> None:
     """A schedule that falls knows where the run ends, so another end is another rate at every step."""
     known, end_step = int(checkpoint.get("end_step", 0)), int(checkpoint["step"]) + after.training_steps
-    is_moved = known not in (0, int(checkpoint["step"]), end_step)
+    is_moved = known not in (0, int(checkpoint["step"]), end_step) or after.num_epochs != before.num_epochs
     if mode is ResumeMode.EXACT and after.lr_schedule != "constant" and is_moved:
         raise CheckpointMismatch(
             f"mode 'exact' ends at step {known}, since the rate of lr_schedule '{after.lr_schedule}' depends on it: "

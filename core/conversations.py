@@ -5,7 +5,9 @@ A piece is encoded by itself. So a prompt has the tokens that it will have when 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
 from typing import Any, TypeAlias
 
 from core.row_json import Unfit
@@ -38,7 +40,8 @@ def by_template(tokenizer: Any) -> Render:
     def render(messages: Sequence[Message], asks: bool) -> str:
         said = [{"role": message.role, "content": message.content} for message in messages]
         try:
-            return str(tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=asks))
+            with _on_the_same_day():
+                return str(tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=asks))
         except Exception as error:  # Templates raise what they like.
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
             raise Unfit(f"is refused by the model's chat template: {reason}") from None
@@ -91,11 +94,45 @@ def _conversation(messages: Sequence[Message], render: Render) -> Example:
 def _place(messages: Sequence[Message], number: int, whole: str, done: int, render: Render) -> tuple[int, int]:
     """Where a turn is in the whole, the marks that end it included."""
     before, after = render(messages[:number], True), render(messages[: number + 1], False)
-    if whole.startswith(before) and whole.startswith(after) and done <= len(before) <= len(after):
+    begins_here = whole.startswith(before) and done <= len(before)
+    if begins_here and whole.startswith(after) and len(before) <= len(after):
         return len(before), len(after)
-    # Some templates write earlier turns differently once others follow: then what was said is what is learnt.
+    # Some templates write earlier turns differently once others follow: then what was said is what is learnt, and the
+    # mark that ends it.
     content = messages[number].content.strip()
-    begin = whole.find(content, done)
+    begin = whole.find(content, len(before) if begins_here else _past_the_last(messages, number, whole, done))
     if begin < 0:
         raise Unfit(f"has a message {number + 1} that the model's chat template leaves out or changes")
-    return begin, begin + len(content)
+    end, mark = begin + len(content), after[after.rfind(content) + len(content) :]
+    return begin, end + len(mark) if whole.startswith(mark, end) else end
+
+
+def _past_the_last(messages: Sequence[Message], number: int, whole: str, done: int) -> int:
+    """Where the message before this one ends: what it says is not to be taken for the answer."""
+    if not number:
+        return done
+    said = messages[number - 1].content.strip()
+    at = whole.find(said, done)
+    return at + len(said) if at >= 0 else done
+
+
+@contextmanager
+def _on_the_same_day() -> Iterator[None]:
+    """Templates that tell the date would make other tokens of a run that goes on tomorrow.
+
+    The library gives them no other clock than this one, and replaces functions that a caller hands in.
+    """
+    from transformers.utils import chat_template_utils
+
+    before = chat_template_utils.datetime
+    chat_template_utils.datetime = _SameDay
+    try:
+        yield
+    finally:
+        chat_template_utils.datetime = before
+
+
+class _SameDay(datetime):
+    @classmethod
+    def now(cls, tz: Any = None) -> _SameDay:
+        return cls(2024, 7, 26, tzinfo=tz)

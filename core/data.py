@@ -35,6 +35,8 @@ STREAMS = {
     "val of several": 6,
     "train_estimate of several": 7,
     "rows of several": 8,
+    "evaluated train of several": 9,
+    "evaluated val of several": 10,
 }
 """Whatever is drawn, and the number that keeps it apart from all else."""
 

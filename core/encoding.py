@@ -17,23 +17,27 @@ from pathlib import Path
 
 import numpy as np
 
+from core import disk
 from core.bpe import BytePairTokenizer
 from core.conversations import END, PLAIN_END, Example, Render, by_template, examples_of, plainly
 from core.corpus import Corpus, Part
 from core.disk import Meanwhile, nothing
-from core.errors import SourceEmpty, SourceNoRows
+from core.errors import DiskFull, SourceEmpty, SourceNoRows
 from core.events import Emit, Log
 from core.fingerprints import of_alphabet
 from core.row_json import Unfit
-from core.rows import BadRow, Row, RowKind, SourceFormat, TextRow
-from core.token_files import Stored, TokenFile, TokenWriter, alone, open_tokens
+from core.rows import BadRow, Row, RowKind, SourceFormat, TextRow, num_characters
+from core.token_files import Stored, TokenFile, TokenWriter, alone, forget, make_room, open_tokens
 from core.tokenizer import CharacterTokenizer, PretrainedTokenizer, Tokenizer
 
-FORMAT = 1
+FORMAT = 2
 """Of what is kept; another one would be encoded anew."""
 
 CHARACTERS_AT_ONCE = 4 << 20
 ROWS_AT_ONCE = 4096
+CACHE_BYTES = 50 << 30
+"""Of all files of tokens; those that were not used for longest give way."""
+
 KEPT_FROM_BYTES = 4 << 20
 """Smaller sources are encoded in a blink."""
 
@@ -72,15 +76,32 @@ class Encoder:
                 # What is mapped stays readable when its name is gone.
                 return self._written(part, Path(folder) / "tokens")
         path = self.cache / f"{self._key(part)}.tokens"
-        if not path.exists():
-            with alone(path, self.meanwhile):
-                if not path.exists():
-                    self._written(part, path)
-        path.touch()
-        return open_tokens(path)
+        with alone(path, self.meanwhile):
+            try:
+                found = open_tokens(path)
+                # What was not used for longest is removed first.
+                path.touch()
+            except (OSError, ValueError, KeyError):
+                # Not there, or damaged: either way it is made anew.
+                path.unlink(missing_ok=True)
+                found = self._written(part, path)
+                make_room(self.cache, CACHE_BYTES, keep=path)
+        return found
 
     def _written(self, part: Part, path: Path) -> TokenFile:
-        writer = TokenWriter(path)
+        try:
+            writer = TokenWriter(path)
+            return self._filled(part, writer, path)
+        except OSError as error:
+            if disk.refusal_of(error, part.source.name) is None:
+                raise
+            forget(path)
+            raise DiskFull(
+                f"the tokens of source '{part.source.name}' could not be written: {error.strerror}; make room where "
+                f"'{path.parent.name}' is, then resume"
+            ) from error
+
+    def _filled(self, part: Part, writer: TokenWriter, path: Path) -> TokenFile:
         try:
             self._write(part, writer)
             if not writer.progress.num_examples:
@@ -91,7 +112,10 @@ class Encoder:
         return open_tokens(path)
 
     def _write(self, part: Part, writer: TokenWriter) -> None:
-        rows = islice(texts_as_lines(part), writer.progress.num_rows, None)
+        rows = texts_as_lines(part)
+        for number, _ in enumerate(islice(rows, writer.progress.num_rows)):
+            if number % ROWS_AT_ONCE == 0:
+                self.meanwhile()
         for some in _batches(rows):
             self._add(part, some, writer)
             writer.note()
@@ -163,8 +187,8 @@ class Encoder:
 
     def _key(self, part: Part) -> str:
         columns = dict(sorted((part.columns or {}).items()))
-        told = [FORMAT, part.source.sha256, part.format, columns, fingerprint(self.tokenizer), self.learns_all]
-        return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+        told = [FORMAT, part.source.sha256, part.format, columns, fingerprint(self.tokenizer), self.tokenizer.eos_id]
+        return hashlib.sha256(json.dumps([*told, self.learns_all]).encode()).hexdigest()
 
 
 def encode_all(tokenizer: Tokenizer, texts: list[str]) -> list[Stored]:
@@ -205,10 +229,11 @@ def first_kind(part: Part) -> RowKind:
     raise SourceEmpty(f"source '{part.source.name}' is empty: there is nothing to learn from")
 
 
-def all_texts(corpus: Corpus, render: Render) -> Iterator[str]:
+def all_texts(corpus: Corpus, render: Render, meanwhile: Meanwhile = nothing) -> Iterator[str]:
     """Everything that will be encoded, for a tokenizer that has to see it first."""
     for part in corpus.parts:
         for row in texts_as_lines(part):
+            meanwhile()
             if isinstance(row, BadRow):
                 continue
             if isinstance(row, TextRow):
@@ -229,15 +254,22 @@ def texts_as_lines(part: Part) -> Iterator[Row | BadRow]:
     for row in part.rows():
         assert isinstance(row, TextRow)
         text = rest + row.text
-        at = text.rfind("\n") + 1
+        rest = text
         # A single piece is the whole text.
-        if at and len(text) >= CHARACTERS_AT_ONCE // 4:
+        if len(text) >= CHARACTERS_AT_ONCE // 4 and (at := last_line(text)):
             yield TextRow(text[:at])
             rest = text[at:]
-        else:
-            rest = text
     if rest:
         yield TextRow(rest)
+
+
+def last_line(text: str) -> int:
+    """Where the last line begins that begins with a word: no token spans that. A text without lines is cut anywhere."""
+    at = len(text)
+    while (at := text.rfind("\n", 0, at)) >= 0:
+        if at + 1 < len(text) and not text[at + 1].isspace():
+            return at + 1
+    return len(text) if len(text) >= CHARACTERS_AT_ONCE else 0
 
 
 def no_rows(name: str, bad: list[BadRow]) -> SourceNoRows:
@@ -251,7 +283,7 @@ def _batches(rows: Iterable[Row | BadRow]) -> Iterator[list[Row | BadRow]]:
     size = 0
     for row in rows:
         some.append(row)
-        size += len(row.text) if isinstance(row, TextRow) else 2000
+        size += 0 if isinstance(row, BadRow) else num_characters(row)
         if size >= CHARACTERS_AT_ONCE or len(some) == ROWS_AT_ONCE:
             yield some
             some, size = [], 0

@@ -31,6 +31,7 @@
     │   └── DiskFull                disk_full
     ├── RankLost                    rank_lost
     ├── NonFiniteLoss               non_finite
+    ├── StopAsked                   stopped
     ├── OutOfMemory                 out_of_memory
     └── GenerationError             generation_invalid
 
@@ -274,6 +275,12 @@ class NonFiniteLoss(RatchetError):
     """The loss became NaN or infinite; the last good checkpoint stays."""
 
     code = "non_finite"
+
+
+class StopAsked(RatchetError):
+    """A stop was asked for before the first step, where there is nothing to keep."""
+
+    code = "stopped"
 
 
 class OutOfMemory(RatchetError):

@@ -113,6 +113,7 @@ def _peak(
 ) -> int | None:
     """Bytes beyond the weights, forward and backward, gradients included."""
     # Both short types are of one length, and the CPU's play needs no scale.
+    live = _Live()
     precision = Precision("fp32" if config.precision == "fp32" else "bf16", "cpu")
     try:
         with _quiet(), FakeTensorMode(allow_non_fake_inputs=True):
@@ -121,14 +122,14 @@ def _peak(
                     _give_shapes(one)
             model.train()
             given = Batch(_shape_of(batch.ids_BT), _shape_of(batch.targets_BT), None, batch.num_targets)
-            with _Live() as live:
+            with live:
                 for _ in range(min(2, config.gradient_accumulation_steps)):
                     with precision.computing():
                         loss = objective.loss(model, given)
                     loss.backward()  # type: ignore[no-untyped-call]  # torch's own
                     del loss
-    except (RuntimeError, NotImplementedError, TypeError, ValueError):
-        # Which token goes to which expert depends on numbers, and there are none.
+    except Exception:
+        # Which token goes to which expert depends on numbers, and there are none; each family stumbles in its own way.
         return None
     return live.most + _mask_bytes(batch)
 
@@ -176,7 +177,8 @@ class _Live(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch's own
-        self.now = self.most = 0
+        self.now: int = 0
+        self.most: int = 0
         self._alive: dict[int, weakref.ref[Any]] = {}
 
     def __torch_dispatch__(

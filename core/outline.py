@@ -16,7 +16,16 @@ from core.models import LanguageModel
 from core.models.causal_lm import CausalLM, _num_positions, _with_adapters
 from core.models.folder import read_config, read_weights
 from core.models.gguf import config_of, read_header
-from core.models.pretrained import _be_quiet, _check_counts, _check_fit, _classes, _one_sentence, _shape, load_tokenizer
+from core.models.pretrained import (
+    _be_quiet,
+    _check_counts,
+    _check_fit,
+    _classes,
+    _drops,
+    _one_sentence,
+    _shape,
+    load_tokenizer,
+)
 from core.parts import build_model
 from core.tokenizer import PretrainedTokenizer
 
@@ -38,7 +47,7 @@ class Outline(CausalLM):
 
     def __init__(self, folder: Path, config: TrainingConfig) -> None:
         LanguageModel.__init__(self)
-        model = _laid_out(folder)
+        model = _laid_out(folder, config.dropout)
         self.vocab_size = int(model.config.vocab_size)
         self.max_context = _num_positions(model.config)
         self.tokenizer = PretrainedTokenizer(load_tokenizer(folder, model.config), self.vocab_size)
@@ -67,7 +76,7 @@ def outline(config: TrainingConfig, vocab_size: int) -> LanguageModel:
         return build_model(config, vocab_size)
 
 
-def _laid_out(folder: Path) -> Any:
+def _laid_out(folder: Path, dropout: float) -> Any:
     """As `core.models.pretrained.load_causal_lm` does it before it takes the weights."""
     is_gguf = is_gguf_folder(folder)
     header = read_header(folder) if is_gguf else None
@@ -77,7 +86,7 @@ def _laid_out(folder: Path) -> Any:
     _check_counts(folder, said, config_class, len(header.tensors) if header else len(weights))
     _be_quiet()
     with _one_sentence(folder):
-        config = config_class(**_shape(config_class, said))
+        config = config_class(**{**_shape(config_class, said), **_drops(config_class, dropout)})
         with torch.device("meta"):
             model = model_class(config)
         if weights:

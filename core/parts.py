@@ -66,17 +66,24 @@ class Parts:
         index = self._index(step, number, self.ranks.rank)
         return self.data.training(index).to(self.device)
 
-    def share(self, step: int, batch: Batch) -> float:
-        """What a batch counts in the mean of its step's, so that all tokens that are learnt count the same."""
-        config, ranks = self.config, self.ranks
+    def share(self, learnt: int, batch: Batch) -> float:
+        """What a batch counts in the mean of its step's, so that all tokens that are learnt count the same.
+
+        Args:
+            learnt: See `num_learnt`.
+        """
         if self.method != "sft":
-            return 1 / config.gradient_accumulation_steps
-        numbers = [
-            (number, rank) for number in range(config.gradient_accumulation_steps) for rank in range(ranks.world_size)
-        ]
-        learnt = sum(self.data.num_targets(self._index(step, number, rank)) for number, rank in numbers)
+            return 1 / self.config.gradient_accumulation_steps
         # The ranks' gradients are averaged, not added.
-        return batch.num_targets / learnt * ranks.world_size
+        return batch.num_targets / learnt * self.ranks.world_size
+
+    def num_learnt(self, step: int) -> int:
+        """Tokens that are learnt in a step, of all batches of all ranks: each rank can count the others'."""
+        if self.method != "sft":
+            return 0
+        config = self.config
+        places = [(n, rank) for n in range(config.gradient_accumulation_steps) for rank in range(self.ranks.world_size)]
+        return sum(self.data.num_targets(self._index(step, number, rank)) for number, rank in places)
 
     def _index(self, step: int, number: int, rank: int) -> int:
         config, ranks = self.config, self.ranks

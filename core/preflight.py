@@ -1,6 +1,8 @@
 """What a run would do, found out before it does it: from the beginning of its sources and a model without weights.
 
 Nothing is trained, nothing is kept. What goes into the first batch is in `core.previews`.
+
+Shapes: B batch, T time.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
+from torch import Tensor
 
 from core.batches import Batch, Batches, Examples, Pairs, Windows
 from core.beginnings import Beginning, corpus_of
@@ -30,13 +33,17 @@ from core.methods import method_of
 from core.models import LanguageModel
 from core.models.base import find_base
 from core.objectives import NextToken, Objective, Preference
+from core.optimization import freeze
 from core.outline import Outline, outline
-from core.preparation import prepare
+from core.preparation import left_out, prepare
 from core.token_files import TokenFile
 from core.tokenizer import CharacterTokenizer, Tokenizer
 
 NUM_LOOKED_AT = 8
 """Batches whose padding is measured."""
+
+MOST_PLACES = 4 << 20
+"""Tokens in batches that are made to be looked at: a run may be asked for with any size of them."""
 
 
 @dataclass
@@ -72,6 +79,7 @@ class Prospect:
         corpus = corpus_of(sources)
         self.method = method_of({part.source.name: first_kind(part) for part in sources}, config)
         self.model, self.tokenizer = self._model()
+        freeze(self.model, config.freeze_layers)
         self.block_size = min(config.block_size, self.model.max_context)
         encoder = _Remembering(self.tokenizer, self.method == "lm")
         may_pack = self.method != "sft" or not config.packing or self.model.supports_segments
@@ -142,7 +150,7 @@ class Prospect:
         if self.method == "dpo":
             if not config.use_lora:
                 reference = self._base(config)
-                reference.requires_grad_(False)
+                reference.eval().requires_grad_(False)
             objective = Preference(config.dpo_beta, reference)
         is_packed = isinstance(self.data, Examples) and self.data.is_packed
         width = config.batch_size * self._num_each
@@ -159,13 +167,14 @@ class Prospect:
         """The part of the first batches that is there only to fill their rows."""
         if not isinstance(self.data, Examples):
             return 0.0
-        num_all = num_empty = 0
-        for index in range(NUM_LOOKED_AT):
-            batch = self.data.training(index)
-            num_all += batch.ids_BT.numel()
-            is_empty = (batch.targets_BT == UNLEARNT) & (batch.ids_BT == 0)
-            num_empty += int(is_empty.flip(1).cumprod(1).sum())
-        return num_empty / num_all
+        found = [is_padding(self.data.training(index)) for index in range(min(NUM_LOOKED_AT, self.num_viewable))]
+        num_places = sum(is_padding_BT.numel() for is_padding_BT in found)
+        return sum(int(is_padding_BT.sum()) for is_padding_BT in found) / num_places if num_places else 0.0
+
+    @property
+    def num_viewable(self) -> int:
+        """Batches that can be made without a thought of memory; 0 if not even one."""
+        return MOST_PLACES // (self.config.batch_size * self._num_each * self.longest_row)
 
     @property
     def _num_each(self) -> int:
@@ -241,9 +250,19 @@ def preflight(prospect: Prospect) -> dict[str, Any]:
         "device": device,
         "is_estimate": prospect.is_estimate,
         "skipped_rows": [_skipped(part, file) for part, file in zip(prospect.sources, prospect.files, strict=True)],
-        "said": list(prospect.data.warnings),
+        "said": _said(prospect),
         "known": asdict(known),
     }
+
+
+def is_padding(batch: Batch) -> Tensor:
+    """Which places of a batch only fill their rows, shape (B, T)."""
+    is_idle_BT = batch.targets_BT == UNLEARNT
+    if batch.segments_BT is not None:
+        # What is left of a row is its last segment, and in no other is nothing learnt.
+        is_last_BT = batch.segments_BT == batch.segments_BT[:, -1:]
+        return is_last_BT & (is_idle_BT | ~is_last_BT).all(1, keepdim=True)
+    return ((batch.ids_BT == 0) & is_idle_BT).flip(1).cumprod(1).flip(1).bool()
 
 
 def memory_at_hand(device: str) -> int:
@@ -257,3 +276,10 @@ def memory_at_hand(device: str) -> int:
 def _skipped(part: Beginning, file: TokenFile) -> dict[str, Any]:
     first = [{"number": number, "reason": reason} for number, reason in file.told["bad_rows"]]
     return {"source": part.source.name, "num": file.told["num_bad_rows"], "first": first}
+
+
+def _said(prospect: Prospect) -> list[str]:
+    """What the data warns of, but for the rows that are told one by one."""
+    files = zip(prospect.sources, prospect.files, strict=True)
+    told = {said for part, file in files for said in left_out(part.source.name, file.told)}
+    return [said for said in prospect.data.warnings if said not in told]

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from core.batches import Batch, Pairs
+from core.errors import ConfigError
 from core.losses import UNLEARNT
-from core.preflight import Prospect
+from core.preflight import MOST_PLACES, Prospect, is_padding
 from core.tokenizer import Tokenizer
 
 MOST_ROWS = 8
@@ -51,23 +52,30 @@ class Row:
 
 
 def preview(prospect: Prospect) -> dict[str, Any]:
-    """The first batch of a run, in pieces, and what there is of what in all of it."""
+    """The first batch of a run, in pieces, and what there is of what in all of it.
+
+    Raises:
+        ConfigError: it is too large to be looked at.
+    """
+    if not prospect.num_viewable:
+        said = f"a batch of more than {MOST_PLACES:,} tokens cannot be shown: give a smaller one"
+        raise ConfigError([("batch_size", said)])
     batch = prospect.data.training(0)
-    num_rows, num_places = batch.ids_BT.shape
-    examples = [_examples_in(batch, number) for number in range(num_rows)]
-    # Every token but the first of an example is the target of the one before it.
-    num_filled = sum(_num_places(tokens) for row in examples for tokens in row)
+    is_padding_BT = is_padding(batch)
+    num_rows, num_places = is_padding_BT.shape
+    num_padding = int(is_padding_BT.sum())
     shown = _order(num_rows, isinstance(prospect.data, Pairs))[:MOST_ROWS]
     return {
         "method": prospect.method,
         "num_rows": num_rows,
-        "block_size": num_places,
-        "num_tokens": num_filled,
+        "row_length": num_places,
+        "num_tokens": num_rows * num_places - num_padding,
         "num_learnt": batch.num_targets,
-        "num_padding": num_rows * num_places - num_filled,
+        "num_padding": num_padding,
         "is_estimate": prospect.is_estimate,
         "rows": [
-            asdict(_row(examples[number], num_places, answer, prospect.tokenizer)) for number, answer in shown
+            asdict(_row(batch, number, int(is_padding_BT[number].sum()), answer, prospect.tokenizer))
+            for number, answer in shown
         ],
         "warnings": list(prospect.data.warnings),
     }
@@ -81,48 +89,29 @@ def _order(num_rows: int, are_pairs: bool) -> list[tuple[int, str | None]]:
     return [(number + side * half, ("better", "worse")[side]) for number in range(half) for side in (0, 1)]
 
 
-def _examples_in(batch: Batch, number: int) -> list[list[Token]]:
-    """The examples of a row, as far as the model sees them; what only fills the row is none."""
-    ids_T, targets_T = batch.ids_BT[number], batch.targets_BT[number]
+def _examples_in(batch: Batch, number: int, end: int) -> list[list[Token]]:
+    """The examples of a row, which has so many places before its padding, as far as the model sees them."""
+    ids_T, targets_T = batch.ids_BT[number, :end], batch.targets_BT[number, :end]
     if batch.segments_BT is None:
-        end = _end(ids_T, targets_T)
-        return [_tokens(ids_T[:end], targets_T[:end])]
-    segments_T = batch.segments_BT[number]
-    ends = [*(torch.nonzero(segments_T.diff()).flatten() + 1).tolist(), len(ids_T)]
-    found = []
-    for begin, end in zip([0, *ends[:-1]], ends, strict=True):
-        if bool((targets_T[begin:end] != UNLEARNT).any()):
-            found.append(_tokens(ids_T[begin:end], targets_T[begin:end]))
-    return found
-
-
-def _end(ids_T: Tensor, targets_T: Tensor) -> int:
-    """Where the padding of a row begins: it is all zeros of which nothing is learnt."""
-    filled = torch.nonzero((ids_T != 0) | (targets_T != UNLEARNT)).flatten()
-    return int(filled[-1]) + 1 if len(filled) else 0
+        return [_tokens(ids_T, targets_T)]
+    ends = [*(torch.nonzero(batch.segments_BT[number, :end].diff()).flatten() + 1).tolist(), end]
+    return [_tokens(ids_T[a:b], targets_T[a:b]) for a, b in zip([0, *ends[:-1]], ends, strict=True)]
 
 
 def _tokens(ids_T: Tensor, targets_T: Tensor) -> list[Token]:
+    """Every token but the first is the target of the one before it."""
     ids, targets = ids_T.tolist(), targets_T.tolist()
-    tokens = [Token(id_, learnt) for id_, learnt in zip(ids, [False, *(t != UNLEARNT for t in targets)], strict=False)]
-    # The last one goes into no model: it is there as a target, or not at all.
-    return [*tokens, Token(targets[-1], True)] if targets and targets[-1] != UNLEARNT else tokens
+    learnt = [False, *(target != UNLEARNT for target in targets)]
+    tokens = [Token(id_, is_learnt) for id_, is_learnt in zip(ids, learnt, strict=False)]
+    # The last one goes into no model; where it is not even learnt, nobody sees it.
+    return [*tokens, Token(targets[-1], True)] if learnt[-1] else tokens
 
 
-def _num_places(tokens: Sequence[Token]) -> int:
-    """How much of a row an example takes."""
-    return len(tokens) - 1 if tokens and _has_own_target(tokens) else len(tokens)
-
-
-def _has_own_target(tokens: Sequence[Token]) -> bool:
-    return tokens[-1].is_learnt
-
-
-def _row(examples: Sequence[Sequence[Token]], num_places: int, answer: str | None, tokenizer: Tokenizer) -> Row:
-    row = Row(padding=num_places - sum(map(_num_places, examples)), answer=answer)
+def _row(batch: Batch, number: int, padding: int, answer: str | None, tokenizer: Tokenizer) -> Row:
+    row = Row(padding=padding, answer=answer)
     left = MOST_TOKENS
-    for number, tokens in enumerate(examples):
-        row.pieces += _pieces(tokens[:left], number, tokenizer)
+    for example, tokens in enumerate(_examples_in(batch, number, batch.ids_BT.shape[1] - padding)):
+        row.pieces += _pieces(tokens[:left], example, tokenizer)
         row.is_cut = row.is_cut or len(tokens) > left
         left = max(0, left - len(tokens))
     return row

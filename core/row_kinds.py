@@ -21,6 +21,9 @@ from typing import Any, ClassVar, TypeAlias
 
 from core.row_json import Unfit, parse_json
 
+MAX_MESSAGES = 1000
+"""A template writes a conversation anew for each of its turns."""
+
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
 NO_COLUMNS: Mapping[str, str] = MappingProxyType({})
@@ -280,6 +283,8 @@ def _possible(columns: Mapping[str, str]) -> list[_Form]:
 def _messages(value: Any, what: str) -> Messages:
     if not isinstance(value, list | tuple) or not value:
         raise Unfit(f"{what} is no list of messages")
+    if len(value) > MAX_MESSAGES:
+        raise Unfit(f"{what} has {len(value):,} messages, and no more than {MAX_MESSAGES:,} can be learned at once")
     return tuple(_message(item, f"its message {number}") for number, item in enumerate(value, start=1))
 
 

@@ -24,13 +24,24 @@ def learning_rate_factor(config: LearningSettings, step: int, end_step: int) -> 
     Args:
         end_step: The last update of the run. A run that ends before its warm-up does never falls.
     """
+    num_rising = num_rising_steps(config, end_step)
     num_falling = num_falling_steps(config, end_step)
     top = end_step - 1 - num_falling
     if step <= top or not num_falling:
-        return min(1.0, (step + 1) / config.warmup_steps) if config.use_lr_warmup else 1.0
+        return min(1.0, (step + 1) / num_rising)
     gone = min(1.0, (step - top) / num_falling)
     left = (1.0 + math.cos(math.pi * gone)) / 2 if config.lr_schedule == "cosine" else 1.0 - gone
     return config.min_lr_ratio + (1.0 - config.min_lr_ratio) * left
+
+
+def num_rising_steps(config: LearningSettings, end_step: int) -> int:
+    """The updates of the warm-up, the last of which is made with the peak rate; 1 without one.
+
+    How long a run of epochs is, nobody knew when its warm-up was chosen.
+    """
+    if not config.use_lr_warmup:
+        return 1
+    return config.warmup_steps if config.num_epochs is None else min(config.warmup_steps, max(1, end_step // 10))
 
 
 def num_falling_steps(config: LearningSettings, end_step: int) -> int:
@@ -38,5 +49,5 @@ def num_falling_steps(config: LearningSettings, end_step: int) -> int:
     if config.lr_schedule == "constant":
         return 0
     # The first update that is made with the peak rate is the last of the warm-up.
-    room = max(0, end_step - (config.warmup_steps if config.use_lr_warmup else 1))
+    room = max(0, end_step - num_rising_steps(config, end_step))
     return min(room, max(1, round(config.decay_fraction * end_step))) if config.lr_schedule == "wsd" else room

@@ -150,6 +150,27 @@ class TokenWriter:
         return file
 
 
+def forget(path: Path) -> None:
+    """Remove what was written of a file that cannot be finished."""
+    for suffix in (".part", ".starts", ".note", ".noted"):
+        path.with_suffix(suffix).unlink(missing_ok=True)
+
+
+def make_room(folder: Path, at_most_bytes: int, *, keep: Path) -> None:
+    """Remove the files that were not used for longest, until all of them are no more than so many bytes.
+
+    Who has one open goes on reading it.
+    """
+    files = sorted(folder.glob("*.tokens"), key=lambda path: path.stat().st_mtime)
+    size = sum(path.stat().st_size for path in files)
+    for path in files:
+        if size <= at_most_bytes:
+            return
+        if path != keep:
+            size -= path.stat().st_size
+            path.unlink(missing_ok=True)
+
+
 @contextmanager
 def alone(path: Path, meanwhile: Meanwhile) -> Iterator[None]:
     """One process at a time prepares a file; the others wait until it is done or dead."""

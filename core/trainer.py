@@ -145,10 +145,10 @@ class Trainer:
         """The gradients of this rank's batches, each in as many parts as memory asks for."""
         parts, step = self.parts, self.run.step
         parts.optimizer.zero_grad(set_to_none=True)
-        total = 0.0
+        total, learnt = 0.0, parts.num_learnt(step)
         for number in range(parts.config.gradient_accumulation_steps):
             whole = parts.training_batch(step, number)
-            share_of_whole = parts.share(step, whole)
+            share_of_whole = parts.share(learnt, whole)
             for batch, share in whole.in_parts(self.run.num_parts):
                 share *= share_of_whole
                 if share == 0:
@@ -173,7 +173,7 @@ class Trainer:
         self.emit(
             Warned(
                 f"memory ran out at step {self.run.step}: from here on each batch is computed in {self.run.num_parts} "
-                "parts, which takes longer and learns the same"
+                "parts, which takes longer; what the batches hold and count stays the same"
             )
         )
 

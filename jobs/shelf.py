@@ -17,6 +17,7 @@ from itertools import islice
 from sqlalchemy import Row, text
 from sqlmodel import Session, col, select, update
 
+from core.config import MOST_STEPS
 from core.resume_rules import ResumeMode
 from core.retention import superseded
 from jobs.catalog import checkpoints_of, latest_checkpoint, removal_of
@@ -165,7 +166,7 @@ def start_from_instead(session: Session, job_id: str, fence: int, checkpoint: Ch
     row = _there(session, checkpoint)
     if job.resume_mode != ResumeMode.WARM_START:
         # A warm start counts from 0, whatever its weights have behind them.
-        job.training_steps += job.start_step - row.step
+        job.training_steps = min(MOST_STEPS, job.training_steps + job.start_step - row.step)
         job.start_step = job.step = row.step
         job.config = {**job.config, "training_steps": job.training_steps}
     job.parent_checkpoint, job.parent_job = row.id, row.job_id

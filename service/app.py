@@ -28,6 +28,8 @@ from service.routes import (
     metrics,
     models,
     pages,
+    preflight,
+    previews,
     sources,
     workers,
 )
@@ -35,7 +37,11 @@ from service.schemas import Problem
 from service.settings import ServiceSettings
 from service.tails import Tails
 
-ROUTERS = (jobs, events, metrics, checkpoints, downloads, export, sources, models, generate, workers, health, pages)
+ROUTERS = (
+    *(jobs, preflight, events, metrics, checkpoints, downloads, export),
+    # Before the sources, whose names may have any number of slashes.
+    *(previews, sources, models, generate, workers, health, pages),
+)
 
 _OPEN_ROUTES = frozenset({"/livez", "/readyz"})
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import PurePath
 from typing import Any
 
-from core.config import TrainingConfig, config_to_dict, parse, resume_config
+from core.config import MOST_STEPS, TrainingConfig, config_to_dict, parse, resume_config
 from core.corpus import sha256_of_all
 from core.errors import CheckpointCorrupt, Difference, SourceError
 from core.fingerprints import check_base, of_small_files
@@ -214,8 +214,14 @@ def _changes(job: Job, body: ResumeIn) -> dict[str, Any]:
     overrides = body.overrides()
     made = job.step - job.start_step
     steps = made + overrides["training_steps"] if "training_steps" in overrides else job.training_steps
+    if "num_epochs" in overrides and "training_steps" not in overrides:
+        steps = MOST_STEPS
+    elif "training_steps" not in overrides and job.config.get("num_epochs") is not None:
+        overrides = {**overrides, "num_epochs": job.config["num_epochs"]}
     # A job of an earlier release keeps all checkpoints, and no change of something else takes that from it.
-    saved = {"config": {"keep_checkpoints": 0, **job.config}, "step": job.step}
+    # How many steps its epochs are, it has told since.
+    known = {"keep_checkpoints": 0, **job.config, "training_steps": job.training_steps}
+    saved = {"config": known, "step": job.step}
     config, differences = resume_config(saved, {**overrides, "training_steps": steps}, body.mode)
     # Also when nothing changes: what changed the last time is not what changes now.
     columns["diff"] = [asdict(item) for item in differences]

@@ -26,6 +26,8 @@ class Assignment:
     models: str
     cache: str = ""
     """Where what is made of sources is kept; nowhere if it is empty."""
+    tracking: str = ""
+    """Where trackers that write files write them; below the working folder if it is empty."""
     start_step: int | None = None
     """Where the job began, if its first attempt did not end it."""
     resume: str | None = None
@@ -73,6 +75,7 @@ def assign(
         checkpoints=str(settings.checkpoints),
         models=str(settings.models),
         cache=str(settings.data / "cache"),
+        tracking=str(settings.data / "tensorboard"),
         start_step=job.start_step,
         resume=str(begin.path) if begin else None,
         mode=ResumeMode.EXTEND if own else job.resume_mode or ResumeMode.EXTEND,

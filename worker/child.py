@@ -30,14 +30,16 @@ from core.errors import (
     DiskFull,
     RankLost,
     RatchetError,
+    StopAsked,
     StorageError,
 )
-from core.events import Event, Resumed, to_json
+from core.events import Emit, Event, Resumed, to_json
 from core.failpoints import failpoint
 from core.imports import import_torch, import_transformers, import_what_it_takes
 from core.processes import exit_with_parent
 from core.resume_rules import ResumeMode
 from core.sources import SourceFolder
+from core.trackers import tracked
 from worker.assignment import Assignment
 from worker.stop import StopSign
 
@@ -123,6 +125,8 @@ def attempt(assignment: Assignment, pipe: Pipe, stop: StopSign) -> Said:
     try:
         outcome = train(assignment, pipe, stop.is_set)
         failpoint("child.finished")
+    except StopAsked:
+        return "outcome", {"outcome": "stopped"}
     except DiskFull as error:
         return "halt", {"code": error.code, "message": error.message}
     except Unopened as error:
@@ -168,7 +172,10 @@ def train(assignment: Assignment, pipe: Pipe | None, is_stopped: Callable[[], bo
     environment = {**os.environ, PARENT_VARIABLE: str(os.getpid())}
     line = assignment.to_line()
     with together(config.num_processes, config.device, another, environment, said=line) as ranks:
-        return _run(assignment, config, corpus, resume, ranks, pipe, is_stopped)
+        if pipe is None:
+            return _run(assignment, config, corpus, resume, ranks, None, lambda _: None, is_stopped)
+        with tracked(pipe.emit, config, run_name=assignment.job_id, folder=Path(assignment.tracking)) as emit:
+            return _run(assignment, config, corpus, resume, ranks, pipe, emit, is_stopped)
 
 
 def _opened(path: Path, pulse: Callable[[], None]) -> CheckpointContent:
@@ -187,6 +194,7 @@ def _run(
     resume: CheckpointContent | None,
     ranks: Ranks,
     pipe: Pipe | None,
+    emit: Emit,
     is_stopped: Callable[[], bool],
 ) -> str:
     import_what_it_takes(config)
@@ -204,7 +212,7 @@ def _run(
     trainer = assemble(
         config,
         corpus,
-        pipe.emit if pipe else lambda _: None,
+        emit,
         should_stop,
         store=CheckpointStore(Path(assignment.checkpoints)),
         identity=RunIdentity(assignment.job_id, assignment.attempt, assignment.fence, assignment.parent),
@@ -220,7 +228,7 @@ def _run(
     if resume:
         let_go(resume)
     if pipe and (resume or assignment.has_begun):
-        pipe.emit(Resumed(assignment.attempt, trainer.run.step, resume["name"] if resume else None))
+        emit(Resumed(assignment.attempt, trainer.run.step, resume["name"] if resume else None))
     return trainer.train()
 
 

@@ -7,6 +7,7 @@
 `POST /adopt` with `{"name": "checkpoint_….pt"}` makes a checkpoint of our own out of a legacy file below the root.
 `POST /export` with `{"checkpoint": name, "name": …, "merge": …}` makes a model's folder out of a checkpoint. What it
 takes to read either is here and not in the service.
+`POST /preflight` and `POST /preview` with `{"config": …, "num_characters": …}` say what a run would do.
 """
 
 from __future__ import annotations
@@ -37,16 +38,20 @@ from core.checkpointing import CheckpointStore
 from core.errors import (
     CheckpointError,
     CheckpointNotFound,
+    ConfigError,
+    DeviceUnavailable,
     ExportError,
     GenerationError,
     ModelUnavailable,
     RatchetError,
+    SourceError,
     StorageError,
 )
 from core.imports import import_torch
 from core.processes import exit_with_parent
+from worker.forecasts import Forecasts
 from worker.inference_process import TOKEN_VARIABLE
-from worker.inference_requests import Adopt, Ask, ExportAsk
+from worker.inference_requests import Adopt, Ask, ExportAsk, ForecastAsk
 from worker.settings import WorkerSettings
 
 if TYPE_CHECKING:
@@ -127,6 +132,7 @@ class Generation:
 
     def __init__(self, models: Models, token: str) -> None:
         self.models = models
+        self.forecasts = Forecasts(models.settings)
         self.token = token.encode()
         # One forward pass at a time: more would only share the same cores.
         self._turn = threading.Lock()
@@ -152,6 +158,14 @@ class Generation:
     async def export(self, request: Request) -> Response:
         """Export one checkpoint."""
         return await self._carry_out(request, ExportAsk, self.models.export)
+
+    async def preflight(self, request: Request) -> Response:
+        """Say what a run would do."""
+        return await self._carry_out(request, ForecastAsk, self.forecasts.preflight)
+
+    async def preview(self, request: Request) -> Response:
+        """Show its first batch."""
+        return await self._carry_out(request, ForecastAsk, self.forecasts.preview)
 
     async def _carry_out(self, request: Request, kind: type[Body], act: Callable[[Body], dict[str, Any]]) -> Response:
         if not self._knows(request):
@@ -223,6 +237,8 @@ def create_app(models: Models, token: str) -> Starlette:
         Route("/generate", generation.answer, methods=["POST"]),
         Route("/adopt", generation.adopt, methods=["POST"]),
         Route("/export", generation.export, methods=["POST"]),
+        Route("/preflight", generation.preflight, methods=["POST"]),
+        Route("/preview", generation.preview, methods=["POST"]),
     ]
     return Starlette(routes=routes)
 
@@ -255,7 +271,7 @@ def _status(error: RatchetError) -> int:
     match error:
         case CheckpointNotFound():
             return 404
-        case GenerationError():
+        case GenerationError() | SourceError() | ConfigError() | DeviceUnavailable():
             return 422
         case CheckpointError() | ModelUnavailable() | ExportError():
             return 409

@@ -73,6 +73,7 @@ class InferenceProcess:
             TOKEN_VARIABLE: self.token,
             "RATCHET_CHECKPOINTS": str(settings.checkpoints),
             "RATCHET_MODELS": str(settings.models),
+            "RATCHET_SOURCES": str(settings.sources),
             "RATCHET_INFERENCE_HOST": settings.inference_host,
             "RATCHET_INFERENCE_THREADS": str(settings.inference_threads),
             "RATCHET_INFERENCE_MODELS": str(settings.inference_models),

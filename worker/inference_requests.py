@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import BaseModel, ConfigDict, Field
 
 
@@ -39,3 +41,13 @@ class ExportAsk(BaseModel):
     checkpoint: str
     name: str | None = None
     merge: bool = False
+
+
+class ForecastAsk(BaseModel):
+    """The body of a request about a run that is not begun: its settings, and how long each of its sources is."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    config: dict[str, Any]
+    num_characters: dict[str, int]
+    time: bool = False

@@ -40,12 +40,15 @@ PASSED_ON = (
 )  # fmt: skip
 """What a child inherits of the environment: never the API key, never the ledger's address."""
 
+PASSED_ON_OF_TRACKERS = ("MLFLOW_", "WANDB_", "TRACKIO_")
+"""And what begins like this: by such variables an operator tells trackers where to go, and with which key."""
+
 
 class ChildProcess:
     """One attempt's process; it imports what training needs and waits until it is told what to do.
 
     Args:
-        environment: The worker's own; see `PASSED_ON`.
+        environment: The worker's own; see `PASSED_ON` and `PASSED_ON_OF_TRACKERS`.
     """
 
     def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
@@ -234,7 +237,11 @@ class ChildProcess:
 
 
 def _minimal(environment: Mapping[str, str], pipe: int) -> dict[str, str]:
-    passed = {name: environment[name] for name in PASSED_ON if name in environment}
+    passed = {
+        name: value
+        for name, value in environment.items()
+        if name in PASSED_ON or name.startswith(PASSED_ON_OF_TRACKERS)
+    }
     return {
         **POLITE,
         **passed,
@@ -244,5 +251,5 @@ def _minimal(environment: Mapping[str, str], pipe: int) -> dict[str, str]:
         # Asked whether there is a GPU, torch asks the driver's library and does not initialise CUDA: a child that waits
         # does not know yet which GPU it may see.
         "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
-        "TOKENIZERS_PARALLELISM": "false",
+        "TOKENIZERS_PARALLELISM": "true",
     }

@@ -39,7 +39,7 @@ def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
     option = typer.Option(
         *_flags(name, field),
         help=(field.description or "").replace("`", ""),
-        show_default=None if field.default is PydanticUndefined else str(field.default),
+        show_default=False if field.default is PydanticUndefined else str(field.default),
         rich_help_panel=PANEL,
     )
     # Optional[…], since the annotation is a value here, which no type checker can read, and `type | None` would not

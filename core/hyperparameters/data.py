@@ -53,9 +53,6 @@ class DataSettings(BaseModel):
     packing: bool = Field(
         True, description="With `sft`, several examples share a row of a batch, and none sees another."
     )
-    num_epochs: float | None = Field(
-        None, gt=0, le=10_000, description="Passes over the source; the run ends there, or at `training_steps` before."
-    )
     block_size: int = Field(128, ge=1, le=131_072, description="Tokens of context.")
     batch_size: int = Field(16, ge=1, le=65_536, description="Sequences that go through the model at once.")
     seed: int = Field(1337, ge=0, lt=2**63, description="Decides weights, batches, dropout.")

@@ -11,6 +11,9 @@ class LearningSettings(BaseModel):
     """The optimizer, its schedule, and where and in which numbers it computes."""
 
     training_steps: int = Field(1000, ge=1, le=10_000_000, description="Optimizer updates of this run.")
+    num_epochs: float | None = Field(
+        None, gt=0, le=10_000, description="Passes over the source; the run ends there, or at `training_steps` before."
+    )
     learning_rate: float = Field(1e-3, gt=0, le=10, description="Peak rate of AdamW.")
     optimizer: Literal["adamw", "muon", "adamw_8bit"] = Field(
         "adamw",
@@ -33,7 +36,12 @@ class LearningSettings(BaseModel):
     min_lr_ratio: float = Field(0.0, ge=0, le=1, description="Where the schedule ends, as a part of the peak rate.")
     decay_fraction: float = Field(0.2, gt=0, le=1, description="The part of the run in which `wsd` goes down.")
     use_lr_warmup: bool = Field(True, description="Raise the rate linearly over `warmup_steps`.")
-    warmup_steps: int = Field(100, ge=1, le=10_000_000, description="Updates until the peak rate is reached.")
+    warmup_steps: int = Field(
+        100,
+        ge=1,
+        le=10_000_000,
+        description="Updates until the peak rate is reached; with `num_epochs`, at most a tenth of the run.",
+    )
     gradient_accumulation_steps: int = Field(1, ge=1, le=65_536, description="Batches whose gradients make one update.")
     num_processes: int = Field(
         1, ge=1, le=1024, description="Processes (ranks) that train together, each on batches of its own."

@@ -7,6 +7,7 @@ import pytest
 from core.config import (
     DEFAULTS,
     ENVIRONMENT,
+    MOST_STEPS,
     TrainingConfig,
     config_to_dict,
     load_config_fresh_from_env,
@@ -159,14 +160,13 @@ def test_a_mistake_is_told_under_the_name_that_was_typed(env: dict[str, str], va
 def test_lists_and_tables_come_as_json_from_a_shell_and_the_width_of_a_terminal_is_none_of_them() -> None:
     env = {
         "SOURCES": '[{"source": "a.md", "weight": 2}, {"source": "b.jsonl"}]',
-        "SOURCE_COLUMNS": '{"text": "body"}',
         "SAMPLE_PROMPTS": '["One, two", "Three"]',
         "TRACKERS": "tensorboard, mlflow",
         "COLUMNS": "80",
     }
     config = load_config_fresh_from_env(env)
     assert [(share.source, share.weight) for share in config.shares] == [("a.md", 2.0), ("b.jsonl", 1.0)]
-    assert config.columns == {"text": "body"}
+    assert load_config_fresh_from_env({"SOURCE_COLUMNS": '{"text": "body"}'}).columns == {"text": "body"}
     assert config.sample_prompts == ("One, two", "Three")
     assert config.trackers == ("tensorboard", "mlflow")
 
@@ -196,6 +196,8 @@ def test_what_is_wrong_in_a_list_is_said_where_it_is(given: dict[str, str], fiel
         ({"freeze_layers": 1, "use_lora": True}, "freeze_layers is for whole models"),
         ({"optimizer": "muon", "use_lora": True}, "LoRA trains none"),
         ({"freeze_layers": 9}, "more than n_layer"),
+        ({"source": "b", "sources": [{"source": "a"}]}, "is none of sources, or not the first"),
+        ({"sources": [{"source": "a"}], "columns": {"text": "t"}}, "columns belong to one source"),
         ({"architecture": "modern", "n_embd": 12, "n_head": 4}, "even width"),
     ],
     ids=str,
@@ -212,3 +214,35 @@ def test_an_exact_resume_under_a_falling_rate_ends_where_it_was_to_end() -> None
     with pytest.raises(CheckpointMismatch, match="mode 'exact' ends at step 20"):
         resume_config(saved, {"training_steps": 15}, ResumeMode.EXACT)
     assert resume_config(saved, {"training_steps": 15}, ResumeMode.EXTEND)[0].training_steps == 15
+
+
+@pytest.mark.parametrize(
+    ("before", "overrides", "steps", "epochs"),
+    [
+        ({"training_steps": 300}, {"num_epochs": 3}, MOST_STEPS, 3),
+        ({"num_epochs": 1}, {"training_steps": 500}, 500, None),
+        ({"num_epochs": 1}, {}, MOST_STEPS, 1),
+        ({"num_epochs": 1}, {"num_epochs": 2, "training_steps": 7}, 7, 2),
+    ],
+)
+def test_how_long_a_resume_trains_is_what_was_said_last(
+    before: dict[str, Any], overrides: dict[str, Any], steps: int, epochs: float | None
+) -> None:
+    saved = {"config": config_to_dict(parse(TrainingConfig, before)), "step": 40, "end_step": 40}
+    config, _ = resume_config(saved, overrides, ResumeMode.EXTEND)
+    assert (config.training_steps, config.num_epochs) == (steps, epochs)
+
+
+def test_a_warm_start_reads_the_sources_that_it_names_and_no_others() -> None:
+    several = config_to_dict(parse(TrainingConfig, {"sources": [{"source": "a"}, {"source": "c"}]}))
+    saved = {"config": several, "step": 40}
+    one, _ = resume_config(saved, {"source": "b"}, ResumeMode.WARM_START)
+    assert [share.source for share in one.shares] == ["b"]
+    others, _ = resume_config(saved, {"sources": [{"source": "d"}]}, ResumeMode.WARM_START)
+    assert (others.source, [share.source for share in others.shares]) == ("d", ["d"])
+
+
+def test_other_epochs_are_no_exact_resume_under_a_falling_rate() -> None:
+    config = config_to_dict(parse(TrainingConfig, {"lr_schedule": "cosine", "training_steps": 20}))
+    with pytest.raises(CheckpointMismatch, match="mode 'exact' ends at step 20"):
+        resume_config({"config": config, "step": 10, "end_step": 20}, {"num_epochs": 2}, ResumeMode.EXACT)

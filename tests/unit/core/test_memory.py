@@ -73,7 +73,7 @@ def test_a_resumed_run_knows_how_much_fits_and_equals_an_undisturbed_one(
     halfway.trainer.train()
     middle = load_checkpoint(max(store, key=lambda item: item.step).path)
     assert middle["run"]["num_parts"] == 4
-    resumed = run(given, store=store, resume=middle, end_step=8)
+    resumed = run(given, store=store, resume=middle, start_step=0, end_step=8)
     resumed.trainer.train()
     assert not [event for event in resumed.of("warning") if "memory" in event.message]
     last = [max(items, key=lambda item: item.step).manifest.files for items in (undisturbed, store)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,12 @@ from core.config import TrainingConfig
 from core.conversations import END, by_template, examples_of, plainly
 from core.corpus import Corpus, Part
 from core.encoding import Encoder, all_texts, first_kind
-from core.errors import ConfigError, SourceNoRows, SourceTooShort
+from core.errors import ConfigError, DiskFull, SourceNoRows, SourceTooShort, StopAsked
 from core.losses import UNLEARNT, next_token_loss, preference_loss
 from core.methods import method_of
 from core.objectives import NextToken
 from core.packing import one_each, packed
+from core.resume_rules import ResumeMode
 from core.rows import ChatRow, CompletionRow, Message, PreferenceRow, TextRow
 from core.sources import source_file
 from core.token_files import TokenWriter, ids_of, open_tokens
@@ -422,7 +424,7 @@ def test_a_long_text_is_cut_after_lines_and_is_whole_again(tmp_path: Path) -> No
 
 
 def test_rows_are_trimmed_to_the_longest_of_their_batch() -> None:
-    batch = laid_out([[np.arange(5, dtype=np.int32)], [~np.arange(11, dtype=np.int32)]], is_packed=False)
+    batch = laid_out([[np.arange(5, dtype=np.int32)], [~np.arange(11, dtype=np.int32)]], is_packed=False, block_size=20)
     assert batch.ids_BT.shape == (2, 16)
     assert batch.num_targets == 4
     assert batch.ids_BT[1, :10].tolist() == list(range(10))
@@ -464,3 +466,115 @@ def test_tokens_that_were_made_by_another_tokenizer_are_not_taken(
 
 def test_assemble_takes_a_text_in_memory_as_well(config: Any, source: Any) -> None:
     assert assemble(config(), source, lambda _: None, lambda: False).parts.method == "lm"
+
+
+def test_no_row_is_longer_than_the_model_has_places(config: Any, write: Write) -> None:
+    rows = [{"prompt": "x" * 9, "completion": "y" * 30}] * 20
+    told = Run(config(block_size=20, packing=False, batch_size=8), write(rows))
+    assert told.trainer.parts.data.training(0).ids_BT.shape == (8, 20)
+    told.trainer.train()
+
+
+def test_an_evaluation_looks_at_rows_of_all_lengths_and_sources(config: Any, write: Write) -> None:
+    short, long = [{"prompt": "a", "completion": "b"}] * 100, [{"prompt": "c" * 30, "completion": "d"}] * 100
+    data = Run(config(block_size=32, batch_size=10, packing=False), write([*long, *short])).trainer.parts.data
+    batches = [data.evaluation("train", index) for index in range(3)]
+    lengths = {int((row > 0).sum()) for batch in batches for row in batch.ids_BT}
+    assert len(lengths) == 2, "a tenth of the rows are some of both"
+    two = write(short, long, weights=[1, 9])
+    told = Run(config(block_size=32, batch_size=50, packing=False), two)
+    which = told.trainer.parts.data.evaluation("val", 0)
+    assert torch.equal(which.ids_BT, told.trainer.parts.data.evaluation("val", 0).ids_BT)
+    is_long = (which.targets_BT != UNLEARNT).float().argmax(1) > 5
+    assert 0.75 < is_long.float().mean() < 1
+
+
+def test_a_word_of_the_question_is_not_taken_for_the_answer() -> None:
+    """A template that shows the thinking of the last turn alone, as some models' do."""
+
+    def render(messages: Any, asks: bool) -> str:
+        last = max((n for n, m in enumerate(messages) if m.role == "assistant"), default=-1)
+        text = "".join(
+            f"<{m.role}>{'(thinks)' if n == last == len(messages) - 1 else ''}{m.content}</>"
+            for n, m in enumerate(messages)
+        )
+        return f"{text}<assistant>(thinks)" if asks else text
+
+    turns = [("user", "Is 2 even? Say yes or no."), ("assistant", "yes"), ("user", "And 3?"), ("assistant", "no")]
+    [pieces] = examples_of(ChatRow(tuple(Message(*turn) for turn in turns)), render)
+    assert [text for text, is_learnt in pieces if is_learnt] == ["yes</>", "no</>"]
+    assert "".join(str(text) for text, _ in pieces) == render([Message(*turn) for turn in turns], False)
+
+
+def test_a_template_that_tells_the_date_writes_the_same_every_day(gpt2_folder: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(gpt2_folder)
+    tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }}: {{ messages[0].content }}"
+    assert by_template(tokenizer)([Message("user", "hello")], False) == "26 Jul 2024: hello"
+
+
+def test_preferences_are_not_learnt_against_what_the_run_did_not_begin_as(
+    config: Any, write: Write, tmp_path: Path
+) -> None:
+    store = CheckpointStore(tmp_path / "checkpoints")
+    Run(config("gpt2", block_size=32), write(PAIRS), store=store).trainer.train()
+    tuned = load_checkpoint(next(iter(store)).path)
+    with pytest.raises(ConfigError, match="export the checkpoint, merged, and name that as base_model"):
+        Run(config("gpt2", block_size=32), write(PREFERENCES), resume=tuned, mode=ResumeMode.WARM_START)
+
+
+def test_a_stop_is_heard_while_a_source_is_encoded(config: Any, write: Write) -> None:
+    with pytest.raises(StopAsked):
+        assemble(config(), write(PAIRS), lambda _: None, lambda: True)
+
+
+def test_a_kept_file_that_is_damaged_is_made_anew_and_the_oldest_give_way(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("core.encoding.KEPT_FROM_BYTES", 1)
+    corpus, cache = write(PAIRS), tmp_path / "cache"
+    first = encoder(corpus, cache=cache).tokens(corpus.parts[0])
+    [path] = cache.glob("*.tokens")
+    path.write_bytes(path.read_bytes()[:-5])
+    again = encoder(corpus, cache=cache).tokens(corpus.parts[0])
+    assert np.array_equal(again.stored, first.stored)
+    monkeypatch.setattr("core.encoding.CACHE_BYTES", 1)
+    other = write(CHATS)
+    encoder(other, cache=cache).tokens(other.parts[0])
+    [left] = cache.glob("*.tokens")
+    assert left != path
+
+
+def test_a_full_disk_while_encoding_is_said_and_keeps_nothing(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("core.encoding.KEPT_FROM_BYTES", 1)
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(TokenWriter, "add", full)
+    corpus = write(PAIRS)
+    with pytest.raises(DiskFull, match="could not be written: No space left on device; make room"):
+        encoder(corpus, cache=tmp_path / "cache").tokens(corpus.parts[0])
+    assert {item.suffix for item in (tmp_path / "cache").iterdir()} <= {".lock"}
+
+
+def test_a_warm_up_of_epochs_is_a_tenth_of_them(config: Any, write: Write) -> None:
+    given = {"block_size": 40, "packing": False, "num_epochs": 4, "training_steps": None, "batch_size": 3}
+    told = Run(config(**given, learning_rate=0.01), write(PAIRS))
+    told.trainer.train()
+    rates = [event.lr for event in told.of("step")]
+    assert len(rates) == 44
+    assert rates[:5] == pytest.approx([0.0025, 0.005, 0.0075, 0.01, 0.01])
+
+
+@pytest.mark.parametrize("break_", ["b\n\nc", "b\n c"])
+def test_a_text_is_cut_before_a_word_alone(break_: str) -> None:
+    from core.encoding import last_line
+
+    assert last_line(f"a\nb{break_}") == (6 if break_.endswith("\nc") else 2)
+    assert last_line("a\nword\n") == 2
+    assert last_line("no lines") == 0
+    assert last_line("x" * (4 << 20)) == 4 << 20
