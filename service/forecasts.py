@@ -145,7 +145,7 @@ class Forecasts:
 
     def _checked(self, body: JobIn) -> tuple[TrainingConfig, list[SourceFacts]]:
         """By all that a submit checks; nothing is kept."""
-        spec = self.intake._fresh(body, Repeat(None, None))
+        spec = self.intake.fresh(body, Repeat(None, None))
         config = TrainingConfig(**spec.config)
         return config, self.intake.check_sources(config)
 
@@ -155,7 +155,7 @@ class Forecasts:
         numbers = {share.source: found.num_characters for share, found in zip(config.shares, facts, strict=True)}
         asked = {"config": config_to_dict(config), "num_characters": numbers, **more}
         # Routes run in a thread of their own; the connection belongs to the event loop.
-        return from_thread.run(self.generation._post, desk, what, asked)
+        return from_thread.run(self.generation.foretell, desk, what, asked)
 
 
 def _without_a_worker(config: TrainingConfig, facts: Sequence[SourceFacts]) -> PreflightOut:

@@ -140,9 +140,17 @@ class Inference:
         """
         return await self._post(desk, "export", {"checkpoint": checkpoint, "name": name, "merge": merge})
 
+    async def foretell(self, desk: Desk, what: str, asked: dict[str, Any]) -> dict[str, Any]:
+        """Let a worker say what a run would do (`preflight`) or see (`preview`).
+
+        Raises:
+            RatchetError: it refuses, or too many are asked for at a time.
+        """
+        return await self._post(desk, what, asked)
+
     async def _post(self, desk: Desk, path: str, body: dict[str, Any]) -> dict[str, Any]:
         headers = {"Authorization": f"Bearer {desk.token}"}
-        said = f"{MAX_ERRANDS} checkpoints are being exported or converted, and no more are at the same time."
+        said = f"{MAX_ERRANDS} things are being exported, converted or foretold, and no more are at the same time."
         with one_of(self._errands, TooManyAtOnce(said)):
             try:
                 answer = await self._http.post(f"{desk.url.rstrip('/')}/{path}", json=body, headers=headers)

@@ -14,6 +14,7 @@ from core.config import TrainingConfig, config_to_dict, parse
 from core.corpus import columns_of
 from core.errors import RatchetError
 from core.failpoints import failpoint
+from core.forecast_warnings import warnings_of
 from core.io_utils import get_data_source_name
 from core.methods import method_of
 from core.sources import SourceFacts, SourceFolder, check_length
@@ -77,7 +78,7 @@ class Intake:
             IdempotencyConflict, QueueFull: it cannot be taken.
         """
         try:
-            spec = self._fresh(body, repeat)
+            spec = self.fresh(body, repeat)
         except RatchetError:
             # A request that was answered once is answered again, even if it could not be made any more.
             earlier = self.answered(repeat)
@@ -127,7 +128,12 @@ class Intake:
                 check_length(found.size_bytes, config.block_size, "bytes")
         return facts
 
-    def _fresh(self, body: JobIn, repeat: Repeat) -> NewJob:
+    def fresh(self, body: JobIn, repeat: Repeat) -> NewJob:
+        """What a request asks for, after every check that needs no worker.
+
+        Raises:
+            ConfigError, ModelForbidden, SourceError: the run could not work.
+        """
         given = body.given_config()
         if "base_model" in body.model_fields_set:
             check_model(given["base_model"], self.settings, "base_model")
@@ -145,19 +151,22 @@ class Intake:
             run_after=body.run_after.timestamp() if body.run_after else None,
             idempotency_key=repeat.key,
             request_hash=repeat.request_hash,
-            warning=_left_out(config, facts),
+            warning=" ".join(map(_sentence, [*_left_out(config, facts), *warnings_of(config, facts)])) or None,
         )
 
 
-def _left_out(config: TrainingConfig, facts: list[SourceFacts]) -> str | None:
+def _left_out(config: TrainingConfig, facts: list[SourceFacts]) -> list[str]:
     """What the run will skip, said before it begins."""
-    told = [
+    return [
         f"{found.num_bad_rows} of the {found.num_rows + found.num_bad_rows} rows of '{share.source}' will be skipped: "
         f"{'; '.join(f'row {row.number} {row.reason}' for row in found.bad_rows[:3])}"
         for share, found in zip(config.shares, facts, strict=True)
         if found.num_bad_rows
     ]
-    return ". ".join(told) or None
+
+
+def _sentence(said: str) -> str:
+    return f"{said[0].upper()}{said[1:].rstrip('.')}."
 
 
 def _replayed(job: Job, repeat: Repeat) -> Accepted:
