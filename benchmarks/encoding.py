@@ -20,11 +20,9 @@ SIZES_MIB = (64, 512)
 CHILD = """
 import json, re, sys, time
 from pathlib import Path
-from core.assembly import _characters
-from core.bpe import BytePairTokenizer
-from core.conversations import plainly
+from core.config import TrainingConfig, parse
 from core.corpus import Corpus
-from core.encoding import Encoder, all_texts
+from core.encoding import Encoder, own_tokenizer
 from core.sources import source_file
 
 def peak_mib():
@@ -33,8 +31,7 @@ def peak_mib():
 path, kind, cache = sys.argv[1:]
 corpus = Corpus.of_one(source_file(path))
 before, began = peak_mib(), time.perf_counter()
-texts = all_texts(corpus, plainly)
-tokenizer = BytePairTokenizer.train(texts, 4096) if kind == "bpe" else _characters(texts)
+tokenizer = own_tokenizer(parse(TrainingConfig, {"tokenizer": kind}), corpus)
 trained = time.perf_counter()
 file = Encoder(tokenizer, cache=Path(cache)).tokens(corpus.parts[0])
 encoded = time.perf_counter()

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from core.averaging import Averages
 from core.batches import Batches
-from core.bpe import BytePairTokenizer
 from core.checkpointing import CheckpointStore
 from core.config import TrainingConfig
-from core.conversations import plainly
 from core.corpus import Corpus
 from core.devices import select_device
 from core.disk import Meanwhile, nothing
 from core.distributed import ALONE, Ranks
-from core.encoding import Encoder, all_texts, fingerprint, first_kind
+from core.encoding import Encoder, fingerprint, first_kind, own_tokenizer
 from core.errors import CheckpointMismatch, ConfigError, GenerationError, StopAsked
 from core.evaluation import ShouldStop
 from core.events import Emit
@@ -45,7 +42,7 @@ from core.state import (
     restore_rng,
     seed_everything,
 )
-from core.tokenizer import CharacterTokenizer, PretrainedTokenizer, Tokenizer
+from core.tokenizer import PretrainedTokenizer, Tokenizer
 from core.trainer import Trainer
 
 
@@ -194,17 +191,8 @@ def _model(
         return model, model.tokenizer
     known = resume["tokenizer"] if resume else None
     if known is None:
-        texts = all_texts(corpus, plainly, meanwhile)
-        is_bpe = config.tokenizer == "bpe"
-        known = BytePairTokenizer.train(texts, config.bpe_vocab_size) if is_bpe else _characters(texts)
+        known = own_tokenizer(config, corpus, meanwhile)
     return build_model(config, known.vocab_size), known
-
-
-def _characters(texts: Iterable[str]) -> CharacterTokenizer:
-    found: set[str] = set()
-    for text in texts:
-        found.update(text)
-    return CharacterTokenizer(sorted(found))
 
 
 def _data(

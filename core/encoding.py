@@ -19,6 +19,7 @@ import numpy as np
 
 from core import disk
 from core.bpe import BytePairTokenizer
+from core.config import TrainingConfig
 from core.conversations import END, PLAIN_END, Example, Render, by_template, examples_of, plainly
 from core.corpus import Corpus, Part
 from core.disk import Meanwhile, nothing
@@ -227,6 +228,17 @@ def first_kind(part: Part) -> RowKind:
     if bad:
         raise no_rows(part.source.name, bad)
     raise SourceEmpty(f"source '{part.source.name}' is empty: there is nothing to learn from")
+
+
+def own_tokenizer(config: TrainingConfig, corpus: Corpus, meanwhile: Meanwhile = nothing) -> Tokenizer:
+    """The tokens of a model from scratch, made from all that it will read."""
+    texts = all_texts(corpus, plainly, meanwhile)
+    if config.tokenizer == "bpe":
+        return BytePairTokenizer.train(texts, config.bpe_vocab_size)
+    characters: set[str] = set()
+    for text in texts:
+        characters.update(text)
+    return CharacterTokenizer(sorted(characters))
 
 
 def all_texts(corpus: Corpus, render: Render, meanwhile: Meanwhile = nothing) -> Iterator[str]:

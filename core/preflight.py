@@ -21,11 +21,9 @@ from torch import Tensor
 
 from core.batches import Batch, Batches, Examples, Pairs, Windows
 from core.beginnings import Beginning, corpus_of
-from core.bpe import BytePairTokenizer
 from core.config import TrainingConfig, tokens_per_step
-from core.conversations import plainly
 from core.devices import select_device
-from core.encoding import Encoder, all_texts, first_kind
+from core.encoding import Encoder, first_kind
 from core.estimates import Memory, memory_of
 from core.forecast_warnings import Known
 from core.losses import UNLEARNT
@@ -37,7 +35,7 @@ from core.optimization import freeze
 from core.outline import Outline, outline
 from core.preparation import left_out, prepare
 from core.token_files import TokenFile
-from core.tokenizer import CharacterTokenizer, Tokenizer
+from core.tokenizer import Tokenizer
 
 NUM_LOOKED_AT = 8
 """Batches whose padding is measured."""
@@ -199,12 +197,7 @@ class Prospect:
         if config.is_pretrained:
             model = self._base(config)
             return model, model.tokenizer
-        texts = all_texts(corpus_of(self.sources), plainly)
-        tokenizer: Tokenizer
-        if config.tokenizer == "bpe":
-            tokenizer = BytePairTokenizer.train(texts, config.bpe_vocab_size)
-        else:
-            tokenizer = CharacterTokenizer(sorted(set().union(*texts)))
+        tokenizer = own_tokenizer(config, corpus_of(self.sources))
         return outline(config, tokenizer.vocab_size), tokenizer
 
     def _base(self, config: TrainingConfig) -> Outline:
