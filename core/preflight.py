@@ -23,7 +23,7 @@ from core.batches import Batch, Batches, Examples, Pairs, Windows
 from core.beginnings import Beginning, corpus_of
 from core.config import TrainingConfig, tokens_per_step
 from core.devices import select_device
-from core.encoding import Encoder, first_kind
+from core.encoding import Encoder, first_kind, own_tokenizer
 from core.estimates import Memory, memory_of
 from core.forecast_warnings import Known
 from core.losses import UNLEARNT
