@@ -13,11 +13,11 @@ class Clock:
     """How fast the updates alone are, without evaluations and saves; and how long all of it has taken.
 
     Args:
-        tokens_per_step: Tokens in one update.
+        tokens_per_step: Tokens in one update, until the first one is made.
     """
 
     def __init__(self, tokens_per_step: int) -> None:
-        self.tokens_per_step = tokens_per_step
+        self.tokens_per_step: float = tokens_per_step
         self.seconds_per_step = math.nan
         self.began = time.perf_counter()
         self._step_began = self.began
@@ -26,10 +26,13 @@ class Clock:
         """An update begins."""
         self._step_began = time.perf_counter()
 
-    def stop(self) -> None:
-        """It is made."""
+    def stop(self, num_tokens: int) -> None:
+        """It is made, of so many tokens: rows of examples are as long as the longest of their batch."""
         took = time.perf_counter() - self._step_began
         # A moving average over about ten steps: steady enough to read, quick enough to show a change.
+        self.tokens_per_step = (
+            num_tokens if math.isnan(self.seconds_per_step) else 0.9 * self.tokens_per_step + 0.1 * num_tokens
+        )
         self.seconds_per_step = took if math.isnan(self.seconds_per_step) else 0.9 * self.seconds_per_step + 0.1 * took
 
     @property

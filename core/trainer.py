@@ -61,6 +61,7 @@ class Trainer:
     narrator: Narrator = field(init=False)
     clock: Clock = field(init=False)
     saved_step: int = field(init=False, default=-1)
+    num_tokens: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
         self.narrator = Narrator(self.emit)
@@ -131,8 +132,9 @@ class Trainer:
             parts.averages.update(parts.model)
         failpoint("trainer.updated")
         run.step += 1
-        run.tokens_seen += parts.tokens_per_step
-        self.clock.stop()
+        num_tokens = self.num_tokens * parts.ranks.world_size
+        run.tokens_seen += num_tokens
+        self.clock.stop(num_tokens)
         self.emit(Step(run.step, loss, rate, norm, round(self.clock.tokens_per_second, 1), memory_bytes(parts.device)))
         return loss
 
@@ -145,9 +147,11 @@ class Trainer:
         """The gradients of this rank's batches, each in as many parts as memory asks for."""
         parts, step = self.parts, self.run.step
         parts.optimizer.zero_grad(set_to_none=True)
+        self.num_tokens = 0
         total, learnt = 0.0, parts.num_learnt(step)
         for number in range(parts.config.gradient_accumulation_steps):
             whole = parts.training_batch(step, number)
+            self.num_tokens += whole.ids_BT.numel()
             share_of_whole = parts.share(learnt, whole)
             for batch, share in whole.in_parts(self.run.num_parts):
                 share *= share_of_whole

@@ -578,3 +578,11 @@ def test_a_text_is_cut_before_a_word_alone(break_: str) -> None:
     assert last_line("a\nword\n") == 2
     assert last_line("no lines") == 0
     assert last_line("x" * (4 << 20)) == 4 << 20
+
+
+def test_tokens_are_counted_as_they_are_and_not_as_a_full_batch_would_be(config: Any, write: Write) -> None:
+    told = Run(config(block_size=64, packing=False, gradient_accumulation_steps=2), write(PAIRS))
+    told.trainer.train()
+    parts = told.trainer.parts
+    read = sum(parts.training_batch(step, number).ids_BT.numel() for step in range(8) for number in range(2))
+    assert told.trainer.run.tokens_seen == read < 8 * parts.tokens_per_step
