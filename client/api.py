@@ -14,21 +14,19 @@ import json
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
-from urllib.parse import quote
 
 import httpx2
 
 from client.downloads import unpack
-from client.errors import ServiceUnreachable, not_ratchet, problem_in, problem_of
+from client.errors import ServiceUnreachable, problem_in, problem_of
 from client.events import PATIENCE_SECONDS, SILENCE_SECONDS, Event, JobStream
 from client.settings import ClientSettings
 from client.sse import Parser
 from client.uploads import READING_SECONDS, Sending, as_query
+from client.wire import Wire, given, segment
 
 RETRY_WAITS_SECONDS = (0.2, 0.6, 1.2)
 
@@ -49,7 +47,7 @@ class Token:
     text: str
 
 
-class Ratchet:
+class Ratchet(Wire):
     """A connection to a service.
 
     Args:
@@ -71,28 +69,8 @@ class Ratchet:
         transport: httpx2.BaseTransport | None = None,
     ) -> None:
         settings = ClientSettings.read(url=url, api_key=api_key)
-        self.url = settings.url
+        super().__init__(settings, transport)
         self._patience_seconds = patience_seconds
-        self._http = httpx2.Client(
-            base_url=self.url,
-            headers=settings.headers,
-            timeout=httpx2.Timeout(30.0, connect=5.0),
-            transport=transport,
-            # No proxy of the environment's can reach this machine's own loopback.
-            trust_env=httpx2.URL(self.url).host not in {"127.0.0.1", "localhost", "::1"},
-        )
-
-    def __enter__(self) -> Ratchet:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Let go of the connections."""
-        self._http.close()
 
     def train(self, **config: Any) -> dict[str, Any]:
         """Put a fresh run in line: any field of `core.config.TrainingConfig`, `name`, `priority`, `metadata`."""
@@ -104,11 +82,11 @@ class Ratchet:
         Raises:
             ApiError: 409 if an override may not change in this `mode` (exact, extend or warm_start).
         """
-        return self._start(f"/jobs/{_segment(ref)}/resume", overrides)
+        return self._start(f"/jobs/{segment(ref)}/resume", overrides)
 
     def job(self, job_id: str) -> dict[str, Any]:
         """One job with its progress."""
-        return self._get(f"/jobs/{_segment(job_id)}")
+        return self._get(f"/jobs/{segment(job_id)}")
 
     def jobs(self, *, limit: int = 20, **filters: Any) -> list[dict[str, Any]]:
         """The newest jobs first; `filters` are `after` (an id), `state`, `source`, `model`, `metadata`."""
@@ -116,11 +94,11 @@ class Ratchet:
 
     def cancel(self, job_id: str) -> dict[str, Any]:
         """Stop a job for good; its final checkpoint is kept."""
-        return self._send("POST", f"/jobs/{_segment(job_id)}/cancel")
+        return self._send("POST", f"/jobs/{segment(job_id)}/cancel")
 
     def pause(self, job_id: str) -> dict[str, Any]:
         """Stop a job at its next step, with a checkpoint to go on from."""
-        return self._send("POST", f"/jobs/{_segment(job_id)}/pause")
+        return self._send("POST", f"/jobs/{segment(job_id)}/pause")
 
     def events(self, job_id: str, after: int = 0) -> Iterator[Event]:
         """What a job says, from the event numbered `after` + 1 on, live, until it has ended.
@@ -130,14 +108,14 @@ class Ratchet:
         Raises:
             ServiceUnreachable: the first connection fails, or no later one succeeds for minutes.
         """
-        path = f"/jobs/{_segment(job_id)}/events"
+        path = f"/jobs/{segment(job_id)}/events"
         return JobStream(self._http, self.url, path, after, self._patience_seconds).events()
 
     def recorded_events(self, job_id: str, after: int = 0) -> Iterator[Event]:
         """What a job has said so far, and no more than that."""
         more = True
         while more:
-            page = self._send("GET", f"/jobs/{_segment(job_id)}/events", params={"after": after})
+            page = self._send("GET", f"/jobs/{segment(job_id)}/events", params={"after": after})
             for item in page["data"]:
                 after = item["seq"]
                 yield Event(after, item["kind"], item["data"])
@@ -146,12 +124,12 @@ class Ratchet:
     def metrics(self, job_id: str, **options: Any) -> dict[str, Any]:
         """A job's loss by step: `points`, `evaluations`, `segments`; `options` are `points` (how many at most),
         `after_step` and `lineage` (also the runs that it went on from)."""
-        return self._send("GET", f"/jobs/{_segment(job_id)}/metrics", params=_given(options))
+        return self._send("GET", f"/jobs/{segment(job_id)}/metrics", params=given(options))
 
     def metrics_csv(self, job_id: str, **options: Any) -> str:
         """The same as CSV, a header first."""
-        params = {**_given(options), "format": "csv"}
-        return self._answer("GET", f"/jobs/{_segment(job_id)}/metrics", params=params).text
+        params = {**given(options), "format": "csv"}
+        return self._answer("GET", f"/jobs/{segment(job_id)}/metrics", params=params).text
 
     def checkpoints(self, *, limit: int = 20, **filters: Any) -> list[dict[str, Any]]:
         """The newest checkpoints first; `filters` are `after`, `job`, `source`, `model`, `order`."""
@@ -159,15 +137,15 @@ class Ratchet:
 
     def checkpoint(self, ref: str) -> dict[str, Any]:
         """One checkpoint (id, name or `latest`) with its manifest and its lineage."""
-        return self._get(f"/checkpoints/{_segment(ref)}")
+        return self._get(f"/checkpoints/{segment(ref)}")
 
     def pin(self, ref: str) -> dict[str, Any]:
         """Keep a checkpoint (id or name), whatever comes after it."""
-        return self._send("POST", f"/checkpoints/{_segment(ref)}/pin")
+        return self._send("POST", f"/checkpoints/{segment(ref)}/pin")
 
     def unpin(self, ref: str) -> dict[str, Any]:
         """Let it go again when newer ones supersede it."""
-        return self._send("DELETE", f"/checkpoints/{_segment(ref)}/pin")
+        return self._send("DELETE", f"/checkpoints/{segment(ref)}/pin")
 
     def delete_checkpoint(self, ref: str) -> None:
         """Remove a checkpoint (id or name) for good.
@@ -175,7 +153,7 @@ class Ratchet:
         Raises:
             ApiError: 409 if it is pinned or an unfinished job needs it, 410 if it is gone already.
         """
-        self._answer("DELETE", f"/checkpoints/{_segment(ref)}")
+        self._answer("DELETE", f"/checkpoints/{segment(ref)}")
 
     def download(self, ref: str, to: str | Path = ".") -> Path:
         """Fetch a checkpoint; returns its folder, which is in `to` and whole.
@@ -184,7 +162,7 @@ class Ratchet:
             ClientError: it could not be fetched or written; nothing of it is left then.
         """
         found = self.checkpoint(ref)
-        path = f"/checkpoints/{_segment(found['id'])}/download"
+        path = f"/checkpoints/{segment(found['id'])}/download"
         hashing_seconds = found.get("size_bytes", 0) / HASHED_BYTES_PER_SECOND
         timeout = httpx2.Timeout(DOWNLOAD_SECONDS + hashing_seconds, connect=5.0)
         with self._reaching(), self._http.stream("GET", path, timeout=timeout) as answer:
@@ -221,7 +199,7 @@ class Ratchet:
 
     def export(self, checkpoint: str, **settings: Any) -> dict[str, Any]:
         """Write a checkpoint as a Hugging Face folder below the models root; `settings` are `name` and `merge`."""
-        path = f"/checkpoints/{_segment(checkpoint)}/export"
+        path = f"/checkpoints/{segment(checkpoint)}/export"
         return self._send("POST", path, json=settings, timeout=GENERATION_SECONDS)
 
     def sources(self) -> list[dict[str, Any]]:
@@ -230,14 +208,14 @@ class Ratchet:
         more = True
         while more:
             after = found[-1]["name"] if found else None
-            page = self._send("GET", "/sources", params=_given({"after": after}))
+            page = self._send("GET", "/sources", params=given({"after": after}))
             found += page["data"]
             more = bool(page.get("has_more")) and bool(page["data"])
         return found
 
     def source(self, name: str, **columns: str) -> dict[str, Any]:
         """What is in one source, and the first of its bad rows; `columns` are as `prompt="question"`."""
-        return self._send("GET", f"/sources/{_segment(name)}", params=as_query(columns), timeout=READING_SECONDS)
+        return self._send("GET", f"/sources/{segment(name)}", params=as_query(columns), timeout=READING_SECONDS)
 
     def upload_source(
         self,
@@ -262,7 +240,7 @@ class Ratchet:
         with Sending(Path(path), on_progress) as sending:
             return self._send(
                 "PUT",
-                f"/sources/{_segment(name or Path(path).name)}",
+                f"/sources/{segment(name or Path(path).name)}",
                 content=iter(sending),
                 headers=sending.headers(replace=replace),
                 params=as_query(columns or {}),
@@ -277,12 +255,12 @@ class Ratchet:
 
     def preview(self, source: str, **options: Any) -> dict[str, Any]:
         """The first batch of a run on a source, in pieces; `options` are `model_type`, `batch_size`, `method`, …"""
-        path = f"/sources/{_segment(source)}/preview"
-        return self._send("GET", path, params=_given(options), timeout=GENERATION_SECONDS)
+        path = f"/sources/{segment(source)}/preview"
+        return self._send("GET", path, params=given(options), timeout=GENERATION_SECONDS)
 
     def delete_source(self, name: str) -> None:
         """Remove a source, unless an unfinished job needs it."""
-        self._answer("DELETE", f"/sources/{_segment(name)}")
+        self._answer("DELETE", f"/sources/{segment(name)}")
 
     def models(self) -> list[dict[str, Any]]:
         """The base models at hand."""
@@ -309,52 +287,3 @@ class Ratchet:
             except ServiceUnreachable:
                 time.sleep(wait)
         return self._send("POST", path, json=body, headers=headers)
-
-    def _get(self, path: str) -> dict[str, Any]:
-        return self._send("GET", path)
-
-    def _list(self, path: str, params: Mapping[str, Any]) -> list[dict[str, Any]]:
-        items: list[dict[str, Any]] = self._send("GET", path, params=_given(params))["data"]
-        return items
-
-    def _send(
-        self, method: str, path: str, *, headers: Mapping[str, str] | None = None, **request: Any
-    ) -> dict[str, Any]:
-        return _object_in(
-            self._answer(method, path, headers={"Accept": "application/json", **(headers or {})}, **request)
-        )
-
-    def _answer(self, method: str, path: str, **request: Any) -> httpx2.Response:
-        with self._reaching():
-            answer = self._http.request(method, path, **request)
-        if answer.is_error:
-            raise problem_of(answer)
-        return answer
-
-    @contextmanager
-    def _reaching(self) -> Iterator[None]:
-        """Turns what a connection can suffer into our own error."""
-        try:
-            yield
-        except httpx2.TransportError as error:
-            raise ServiceUnreachable(self.url, str(error) or type(error).__name__) from None
-
-
-def _given(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Without those that were left out."""
-    return {name: value for name, value in params.items() if value is not None}
-
-
-def _segment(name: str) -> str:
-    """A name as one segment of a path, whatever a person typed."""
-    return quote(name, safe="")
-
-
-def _object_in(answer: httpx2.Response) -> dict[str, Any]:
-    try:
-        document = answer.json()
-    except ValueError:
-        document = None
-    if not isinstance(document, dict):
-        raise not_ratchet(answer.status_code)
-    return document

@@ -85,30 +85,16 @@ def assemble(
     corpus = sources if isinstance(sources, Corpus) else Corpus.of_one(sources)
     _check_sources(corpus, resume, mode)
     goes_on = resume if mode is not ResumeMode.WARM_START else None
-
-    def unless_stopped() -> None:
-        meanwhile()
-        if should_stop():
-            raise StopAsked("the run was stopped before its first step")
-
-    encoding = _Encoding(cache, emit, unless_stopped)
+    encoding = _Encoding(cache, emit, partial(_unless_stopped, meanwhile, should_stop))
     parts = _parts(config, corpus, resume, mode, models_root, ranks, device, encoding)
     if goes_on:
         parts = replace(parts, cautions=(*_cautions(goes_on, parts), *_moved(goes_on, parts)))
         _restore(goes_on, parts)
     meanwhile()
-    run = RunState.of(goes_on) if goes_on else RunState()
-    start_step = run.step if start_step is None else start_step
-    if run.step == start_step:
-        # Another run may be on a machine with more memory.
-        run.num_parts = 1
-    run.end_step = _end_step(parts, start_step, end_step or start_step + config.training_steps)
+    run, start_step = _begun(goes_on, parts, start_step, end_step)
     saver = RunSaver(store, corpus, identity or RunIdentity(), meanwhile) if store else None
-    trainer = Trainer(parts, run, emit, should_stop, saver, start_step)
-    if goes_on:
-        # This step is kept already; a run that stops before its first update needs no second copy.
-        trainer.saved_step = run.step
-    return trainer
+    # A step that was gone on from is kept already; a run that stops before its first update needs no second copy.
+    return Trainer(parts, run, emit, should_stop, saver, start_step, saved_step=run.step if goes_on else -1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,17 +118,8 @@ def _parts(
 ) -> Parts:
     """Model, with a checkpoint's weights if there is one, fresh optimizer, data."""
     method = method_of({part.source.name: first_kind(part) for part in corpus.parts}, config)
-    if method == "dpo" and resume and mode is ResumeMode.WARM_START:
-        # What it is compared with would be the base, and not what it begins as.
-        said = "preferences are learnt against base_model: export the checkpoint, merged, and name that as base_model"
-        raise ConfigError([("mode", said)])
-    base = base_folder(config, resume, models_root) if config.is_pretrained else None
-    # Before it is read: what changes from here on is not what was trained on.
-    is_needed = base and (config.use_lora or method == "dpo")
-    original = find_base(config.base_model, models_root) if is_needed else None
-    hashes = hashes_of_base(config, original, partial(of_base, meanwhile=encoding.meanwhile)) if original else {}
-    if resume:
-        check_base(config.base_model, resume["name"], resume["hashes"], hashes)
+    _check_preferences(method, resume, mode)
+    base, original, hashes = _bases(config, method, resume, models_root, encoding.meanwhile)
     encoding.meanwhile()
     model, tokenizer = _model(config, corpus, resume, base, encoding.meanwhile)
     if not isinstance(tokenizer, PretrainedTokenizer):
@@ -176,6 +153,29 @@ def _parts(
         hashes,
         averages,
     )
+
+
+def _bases(
+    config: TrainingConfig,
+    method: str,
+    resume: CheckpointContent | None,
+    models_root: Path | None,
+    meanwhile: Meanwhile,
+) -> tuple[Path | None, Path | None, dict[str, str]]:
+    """Where weights and tokenizer are read, the base itself if what is learnt refers to it, and that one's hashes.
+
+    Raises:
+        ModelUnavailable: a folder cannot be had.
+        CheckpointMismatch: the base is not the one that the checkpoint was trained on.
+    """
+    base = base_folder(config, resume, models_root) if config.is_pretrained else None
+    is_needed = base and (config.use_lora or method == "dpo")
+    original = find_base(config.base_model, models_root) if is_needed else None
+    # Before it is read: what changes from here on is not what was trained on.
+    hashes = hashes_of_base(config, original, partial(of_base, meanwhile=meanwhile)) if original else {}
+    if resume:
+        check_base(config.base_model, resume["name"], resume["hashes"], hashes)
+    return base, original, hashes
 
 
 def _model(
@@ -219,6 +219,32 @@ def _objective(config: TrainingConfig, method: str, original: Path | None, devic
         return Preference(config.dpo_beta, None)
     reference = build_model(config, base=original, mapped=True).to(device).eval()
     return Preference(config.dpo_beta, reference.requires_grad_(False))
+
+
+def _begun(
+    goes_on: CheckpointContent | None, parts: Parts, start_step: int | None, end_step: int | None
+) -> tuple[RunState, int]:
+    """Where the run is, with its end, and where it began."""
+    run = RunState.of(goes_on) if goes_on else RunState()
+    start_step = run.step if start_step is None else start_step
+    if run.step == start_step:
+        # Another run may be on a machine with more memory.
+        run.num_parts = 1
+    run.end_step = _end_step(parts, start_step, end_step or start_step + parts.config.training_steps)
+    return run, start_step
+
+
+def _unless_stopped(meanwhile: Meanwhile, should_stop: ShouldStop) -> None:
+    meanwhile()
+    if should_stop():
+        raise StopAsked("the run was stopped before its first step")
+
+
+def _check_preferences(method: str, resume: CheckpointContent | None, mode: ResumeMode) -> None:
+    if method == "dpo" and resume and mode is ResumeMode.WARM_START:
+        # What it is compared with would be the base, and not what it begins as.
+        said = "preferences are learnt against base_model: export the checkpoint, merged, and name that as base_model"
+        raise ConfigError([("mode", said)])
 
 
 def _moved(resume: CheckpointContent, parts: Parts) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from core.batches import Batch
 from core.losses import log_likelihood, num_right, preference_loss
 from core.models import LanguageModel
+from core.models.causal_lm import CausalLM
 
 
 @dataclass(slots=True)
@@ -104,6 +105,7 @@ def _as_it_began(model: LanguageModel, reference: LanguageModel | None) -> Itera
     if reference is not None:
         yield reference
         return
+    assert isinstance(model, CausalLM), "preferences are taught to pretrained models alone"
     was_training = model.training
     model.eval()
     try:

@@ -50,6 +50,7 @@ class Trainer:
         should_stop: Asked at every step boundary.
         saver: Keeps checkpoints of this run; None where nothing is kept.
         start_step: Where this run began, however often it was resumed since.
+        saved_step: The step that is kept already; -1 for none.
     """
 
     parts: Parts
@@ -58,9 +59,9 @@ class Trainer:
     should_stop: ShouldStop
     saver: RunSaver | None = None
     start_step: int = 0
+    saved_step: int = -1
     narrator: Narrator = field(init=False)
     clock: Clock = field(init=False)
-    saved_step: int = field(init=False, default=-1)
     num_tokens: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:

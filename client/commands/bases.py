@@ -10,7 +10,7 @@ import typer
 from client import tables
 from client.api import Ratchet
 from client.command_name import command_name
-from client.commands.connection import AsJson, print_json, print_table
+from client.commands.connection import AsJson, print_list
 from client.errors import ClientError
 from client.small_models import SMALL_MODELS, Places, add
 
@@ -24,12 +24,8 @@ def models(context: typer.Context, as_json: AsJson = False) -> None:
         return
     with Ratchet() as api:
         found = api.models()
-    if as_json:
-        print_json(found)
-    elif found:
-        print_table(tables.models, found)
-    else:
-        typer.echo(f"There are no base models yet. A small real one comes with: {command_name()} models add smollm2")
+    nothing = f"There are no base models yet. A small real one comes with: {command_name()} models add smollm2"
+    print_list(found, as_json, tables.models, nothing)
 
 
 @app.command(name="add")

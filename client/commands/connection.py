@@ -42,6 +42,16 @@ def print_table(table: Callable[[Sequence[Row], int], Table], items: Sequence[Ro
     out.print(table(items, out.width))
 
 
+def print_list(found: Sequence[Row], as_json: bool, table: Callable[[Sequence[Row], int], Table], nothing: str) -> None:
+    """A list as JSON or as a table; `nothing` is what to say of an empty one."""
+    if as_json:
+        print_json(found)
+    elif found:
+        print_table(table, found)
+    else:
+        typer.echo(nothing)
+
+
 def watch(api: Ratchet, job: dict[str, Any], view: View) -> None:
     """Follow a job to its rest. Ctrl-C leaves the job alone."""
     try:

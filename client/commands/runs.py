@@ -9,7 +9,7 @@ import typer
 from client import tables
 from client.api import Ratchet
 from client.command_name import command_name
-from client.commands.connection import AsJson, JobId, Limit, console, print_json, print_table, watch
+from client.commands.connection import AsJson, JobId, Limit, console, print_json, print_list, print_table, watch
 from client.commands.training_options import accepts_training_options, given
 from client.follow import PlainView, view_for
 from core.events import line_of, printable
@@ -69,12 +69,7 @@ def jobs(
     """List jobs, newest first."""
     with Ratchet() as api:
         found = api.jobs(limit=limit, state=state, source=source)
-    if as_json:
-        print_json(found)
-    elif found:
-        print_table(tables.jobs, found)
-    else:
-        typer.echo(f"There are no jobs. Start one with: {command_name()} train -f")
+    print_list(found, as_json, tables.jobs, f"There are no jobs. Start one with: {command_name()} train -f")
 
 
 @app.command()

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from client import tables, wording
 from client.api import Ratchet
 from client.command_name import command_name
-from client.commands.connection import AsJson, print_json, print_table
+from client.commands.connection import AsJson, print_json, print_list
 from client.errors import ApiError
 from core.events import printable
 
@@ -36,12 +36,7 @@ def list_sources(context: typer.Context, as_json: AsJson = False) -> None:
         return
     with Ratchet() as api:
         found = api.sources()
-    if as_json:
-        print_json(found)
-    elif found:
-        print_table(tables.sources, found)
-    else:
-        typer.echo(f"There are no sources. Add one with: {command_name()} sources add FILE")
+    print_list(found, as_json, tables.sources, f"There are no sources. Add one with: {command_name()} sources add FILE")
 
 
 @app.command()

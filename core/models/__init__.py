@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -43,10 +42,6 @@ class LanguageModel(nn.Module, ABC):
     def supports_segments(self) -> bool:
         """Whether `forward` takes segments, so that several examples can share a row."""
         return True
-
-    def without_adapters(self) -> AbstractContextManager[Any]:
-        """Inside it, the model is the base that its adapters were put into."""
-        raise NotImplementedError
 
     @abstractmethod
     def predict(self, ids_BT: Tensor, cache: Any = None) -> tuple[Tensor, Any]:

@@ -7,14 +7,13 @@ Shapes: B batch, T time, C width (n_embd), V vocabulary.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from core.models.attention import Attention, KeyValue
-from core.models.lora import ALL_LINEAR
-from core.models.scratch import FromScratch
+from core.models.scratch import FromScratch, WithAdapters
 
 
 class Block(nn.Module):
@@ -78,25 +77,7 @@ class BigramLanguageModel(FromScratch):
         return found
 
 
-class BigramLanguageModelLoRA(BigramLanguageModel):
-    """The same model with its large matrices frozen under low-rank adapters, see `FromScratch.adapt`."""
+class BigramLanguageModelLoRA(WithAdapters, BigramLanguageModel):
+    """The same model with its large matrices frozen under low-rank adapters."""
 
     name: ClassVar[str] = "from_scratch_lora"
-
-    def __init__(
-        self,
-        vocab_size: int,
-        block_size: int,
-        n_embd: int,
-        n_head: int,
-        n_layer: int,
-        dropout: float = 0.0,
-        *,
-        lora_rank: int = 8,
-        lora_alpha: float = 16.0,
-        lora_dropout: float = 0.0,
-        lora_targets: str = ALL_LINEAR,
-        **adapters: Any,
-    ) -> None:
-        super().__init__(vocab_size, block_size, n_embd, n_head, n_layer, dropout)
-        self.adapt(lora_rank, lora_alpha, lora_dropout, lora_targets, **adapters)

@@ -6,15 +6,14 @@ Shapes: B batch, T time, C width (n_embd), D width of a head, V vocabulary.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from core.models.attention import Attention, KeyValue, Turn
-from core.models.lora import ALL_LINEAR
-from core.models.scratch import FromScratch
+from core.models.scratch import FromScratch, WithAdapters
 
 Activation = Literal["swiglu", "relu2"]
 
@@ -144,29 +143,7 @@ class ModernLanguageModel(FromScratch):
         return F.linear(x_BTC, self.token_embedding.weight if self.head is None else self.head.weight)
 
 
-class ModernLanguageModelLoRA(ModernLanguageModel):
-    """The same model with its large matrices frozen under low-rank adapters, see `FromScratch.adapt`."""
+class ModernLanguageModelLoRA(WithAdapters, ModernLanguageModel):
+    """The same model with its large matrices frozen under low-rank adapters."""
 
     name: ClassVar[str] = "from_scratch_modern_lora"
-
-    def __init__(
-        self,
-        vocab_size: int,
-        block_size: int,
-        n_embd: int,
-        n_head: int,
-        n_layer: int,
-        dropout: float = 0.0,
-        *,
-        activation: Activation = "swiglu",
-        qk_norm: bool = True,
-        tie_embeddings: bool = True,
-        lora_rank: int = 8,
-        lora_alpha: float = 16.0,
-        lora_dropout: float = 0.0,
-        lora_targets: str = ALL_LINEAR,
-        **adapters: Any,
-    ) -> None:
-        kind: Any = {"activation": activation, "qk_norm": qk_norm, "tie_embeddings": tie_embeddings}
-        super().__init__(vocab_size, block_size, n_embd, n_head, n_layer, dropout, **kind)
-        self.adapt(lora_rank, lora_alpha, lora_dropout, lora_targets, **adapters)

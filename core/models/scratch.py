@@ -138,5 +138,23 @@ class FromScratch(LanguageModel):
         return name.startswith("blocks.") and isinstance(part, nn.Linear)
 
 
+class WithAdapters(FromScratch):
+    """Before another class of these: the same model under low-rank adapters, see `FromScratch.adapt`."""
+
+    def __init__(
+        self,
+        *shape: Any,
+        lora_rank: int = 8,
+        lora_alpha: float = 16.0,
+        lora_dropout: float = 0.0,
+        lora_targets: str = ALL_LINEAR,
+        use_rslora: bool = False,
+        use_dora: bool = False,
+        **more: Any,
+    ) -> None:
+        super().__init__(*shape, **more)
+        self.adapt(lora_rank, lora_alpha, lora_dropout, lora_targets, use_rslora=use_rslora, use_dora=use_dora)
+
+
 def _positions(ids_BT: Tensor, num_past: int) -> Tensor:
     return torch.arange(num_past, num_past + ids_BT.shape[1], device=ids_BT.device)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 from starlette.testclient import TestClient
 
@@ -240,3 +241,24 @@ def finished(submit: Callable[..., Job], hand: Hand, save: Save) -> Callable[...
         return job, saved
 
     return finished
+
+
+Answers = Callable[..., list[httpx2.Request]]
+
+
+@pytest.fixture
+def worker(client: TestClient, enlist: Enlist) -> Answers:
+    """Lets a worker's generation process answer so; what it was asked."""
+    enlist("w1", "http://worker")
+
+    def worker(status: int, body: Any) -> list[httpx2.Request]:
+        asked: list[httpx2.Request] = []
+
+        def answer(request: httpx2.Request) -> httpx2.Response:
+            asked.append(request)
+            return httpx2.Response(status, json=body)
+
+        client.app.state.inference._http = httpx2.AsyncClient(transport=httpx2.MockTransport(answer))  # type: ignore[attr-defined]
+        return asked
+
+    return worker

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
@@ -13,29 +13,9 @@ from starlette.testclient import TestClient
 
 from service.inference import MAX_ERRANDS
 from service.settings import ServiceSettings
-from tests.integration.service.conftest import TOKEN, Enlist, Save
+from tests.integration.service.conftest import TOKEN, Answers, Enlist, Save
 
 DONE = {"name": "mine", "path": "mine", "size_bytes": 7, "kind": "model"}
-
-Answer = Callable[..., list[httpx2.Request]]
-
-
-@pytest.fixture
-def worker(client: TestClient, enlist: Enlist) -> Answer:
-    """Lets a worker's generation process answer so; what it was asked."""
-    enlist("w1", "http://worker")
-
-    def worker(status: int, body: Any) -> list[httpx2.Request]:
-        asked: list[httpx2.Request] = []
-
-        def answer(request: httpx2.Request) -> httpx2.Response:
-            asked.append(request)
-            return httpx2.Response(status, json=body)
-
-        client.app.state.inference._http = httpx2.AsyncClient(transport=httpx2.MockTransport(answer))  # type: ignore[attr-defined]
-        return asked
-
-    return worker
 
 
 @pytest.mark.parametrize(
@@ -47,7 +27,7 @@ def worker(client: TestClient, enlist: Enlist) -> Answer:
     ],
 )
 def test_a_checkpoint_is_exported_by_a_worker(
-    client: TestClient, worker: Answer, save: Save, body: Any, told: dict[str, Any]
+    client: TestClient, worker: Answers, save: Save, body: Any, told: dict[str, Any]
 ) -> None:
     saved, asked = save(), worker(200, DONE)
     for ref in (saved.manifest.id, saved.manifest.name, "latest"):
@@ -59,7 +39,7 @@ def test_a_checkpoint_is_exported_by_a_worker(
 
 
 @pytest.mark.parametrize("name", ["", "../up", "a/b", ".hidden", "tmp-mine", "a..b", "x" * 201, "ü", 5])
-def test_a_name_that_no_run_could_use_is_refused(client: TestClient, worker: Answer, save: Save, name: Any) -> None:
+def test_a_name_that_no_run_could_use_is_refused(client: TestClient, worker: Answers, save: Save, name: Any) -> None:
     asked = worker(200, DONE)
     answer = client.post(f"/checkpoints/{save().manifest.id}/export", json={"name": name})
     assert (answer.status_code, answer.json()["errors"][0]["field"]) == (422, "name")
@@ -78,7 +58,7 @@ def test_a_name_that_no_run_could_use_is_refused(client: TestClient, worker: Ans
     ],
 )
 def test_a_workers_refusal_is_told(
-    client: TestClient, worker: Answer, save: Save, status: int, code: str, seen: tuple[int, str]
+    client: TestClient, worker: Answers, save: Save, status: int, code: str, seen: tuple[int, str]
 ) -> None:
     worker(status, {"code": code, "message": "why it is so"})
     answer = client.post(f"/checkpoints/{save().manifest.id}/export")
@@ -86,7 +66,7 @@ def test_a_workers_refusal_is_told(
     assert ("why it is so" in answer.json()["detail"]) == (status != 500)
 
 
-def test_a_checkpoint_that_is_not_there_is_a_404(client: TestClient, worker: Answer) -> None:
+def test_a_checkpoint_that_is_not_there_is_a_404(client: TestClient, worker: Answers) -> None:
     asked = worker(200, DONE)
     answer = client.post("/checkpoints/nope/export")
     assert (answer.status_code, answer.json()["code"]) == (404, "checkpoint_not_found")

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
 
-import httpx2
 import pytest
 from starlette.testclient import TestClient
 
 from service.settings import ServiceSettings
-from tests.integration.service.conftest import BODY, TALE, TOKEN, Enlist
+from tests.integration.service.conftest import BODY, TALE, TOKEN, Answers, Enlist
 from tests.unit.core.test_forecast_warnings import KNOWN
 
 MEMORY = {"weights": 4, "gradients": 4, "optimizer": 8, "activations": 10, "averages": 0, "checkpoint": 12, "total": 26}
@@ -47,28 +45,8 @@ BATCH = {
     "warnings": [],
 }
 
-Answer = Callable[..., list[httpx2.Request]]
 
-
-@pytest.fixture
-def worker(client: TestClient, enlist: Enlist) -> Answer:
-    """Lets a worker's process answer so; what it was asked."""
-    enlist("w1", "http://worker")
-
-    def worker(status: int, body: Any) -> list[httpx2.Request]:
-        asked: list[httpx2.Request] = []
-
-        def answer(request: httpx2.Request) -> httpx2.Response:
-            asked.append(request)
-            return httpx2.Response(status, json=body)
-
-        client.app.state.inference._http = httpx2.AsyncClient(transport=httpx2.MockTransport(answer))  # type: ignore[attr-defined]
-        return asked
-
-    return worker
-
-
-def test_a_worker_is_asked_and_what_it_knows_is_thought_over(client: TestClient, worker: Answer) -> None:
+def test_a_worker_is_asked_and_what_it_knows_is_thought_over(client: TestClient, worker: Answers) -> None:
     asked = worker(200, TOLD)
     answer = client.post("/jobs/preflight", json=BODY)
     found = answer.json()
@@ -87,7 +65,7 @@ def test_a_worker_is_asked_and_what_it_knows_is_thought_over(client: TestClient,
     assert client.get("/jobs").json()["data"] == []
 
 
-def test_time_is_asked_for_by_name(client: TestClient, worker: Answer) -> None:
+def test_time_is_asked_for_by_name(client: TestClient, worker: Answers) -> None:
     asked = worker(200, {**TOLD, "seconds_per_step": 0.5, "seconds": 10.0})
     found = client.post("/jobs/preflight?time=true", json=BODY).json()
     assert (found["seconds_per_step"], found["seconds"]) == (0.5, 10.0)
@@ -131,7 +109,7 @@ def test_a_worker_that_does_not_answer_is_none(client: TestClient, enlist: Enlis
         {"source": "tale.md", "metadata": {"x": "\u0000"}},
     ],
 )
-def test_what_a_submit_refuses_is_refused_alike(client: TestClient, worker: Answer, given: dict[str, Any]) -> None:
+def test_what_a_submit_refuses_is_refused_alike(client: TestClient, worker: Answers, given: dict[str, Any]) -> None:
     asked = worker(200, TOLD)
     refused, submitted = client.post("/jobs/preflight", json=given), client.post("/jobs", json=given)
     assert (refused.status_code, submitted.status_code) == (422, 422)
@@ -153,20 +131,20 @@ def test_settings_have_a_size(client: TestClient) -> None:
     ],
 )
 def test_what_a_worker_refuses_is_told(
-    client: TestClient, worker: Answer, status: int, code: str, seen: tuple[int, str]
+    client: TestClient, worker: Answers, status: int, code: str, seen: tuple[int, str]
 ) -> None:
     worker(status, {"code": code, "message": "why it is so"})
     for answer in (client.post("/jobs/preflight", json=BODY), client.get("/sources/tale.md/preview?test_mode=1")):
         assert (answer.status_code, answer.json()["code"]) == seen
 
 
-def test_rows_of_a_large_source_are_counted_where_all_of_it_was_read(client: TestClient, worker: Answer) -> None:
+def test_rows_of_a_large_source_are_counted_where_all_of_it_was_read(client: TestClient, worker: Answers) -> None:
     worker(200, {**TOLD, "is_estimate": True, "skipped_rows": [{"source": "tale.md", "num": 9, "first": []}]})
     found = client.post("/jobs/preflight", json=BODY).json()
     assert (found["is_estimate"], found["skipped_rows"][0]["num"]) == (True, 0)
 
 
-def test_the_first_batch_is_a_workers_to_show(client: TestClient, worker: Answer, settings: ServiceSettings) -> None:
+def test_the_first_batch_is_a_workers_to_show(client: TestClient, worker: Answers, settings: ServiceSettings) -> None:
     asked = worker(200, BATCH)
     (settings.sources / "deep").mkdir()
     (settings.sources / "deep" / "q.csv").write_text("ask,say\n" + "a,b\n" * 20)
@@ -202,7 +180,7 @@ def test_a_source_is_still_found_under_its_own_name(client: TestClient) -> None:
         ("/sources/tale.md/preview?batch_size=many", "batch_size"),
     ],
 )
-def test_a_preview_is_checked_like_a_run(client: TestClient, worker: Answer, path: str, field: str) -> None:
+def test_a_preview_is_checked_like_a_run(client: TestClient, worker: Answers, path: str, field: str) -> None:
     asked = worker(200, BATCH)
     answer = client.get(path)
     assert (answer.status_code, answer.json()["errors"][0]["field"]) == (422, field)
