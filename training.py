@@ -20,6 +20,7 @@ from core.checkpointing import (
     create_checkpoint_log_file,
     write_checkpoint_log,
 )
+from core.checkpoints.fallback import load_whole
 from core.config import (
     ScriptConfig,
     config_to_dict,
@@ -27,10 +28,8 @@ from core.config import (
     load_config_from_checkpoint,
     parse_mode,
 )
-from core.corpus import Corpus
 from core.errors import CheckpointPathMissing, RatchetError
 from core.events import CheckpointSaved, Emit, Event, Log, Resumed, Warned
-from core.fallback import load_whole
 from core.imports import import_what_it_takes
 from core.io_utils import (
     generate_output_filename,
@@ -40,9 +39,10 @@ from core.io_utils import (
     setup_stdout_capture,
     write_output_file,
 )
-from core.processes import importing, wait_politely
-from core.sources import source_file
-from core.trackers import name_of_run, remember_checkpoint, tracked
+from core.machine.processes import importing, wait_politely
+from core.monitoring.trackers import name_of_run, remember_checkpoint, tracked
+from core.sources.corpus import Corpus
+from core.sources.files import source_file
 
 if TYPE_CHECKING:
     from core.distributed import Ranks
@@ -154,7 +154,7 @@ class Console:
         corpus = Corpus.of(self.config.shares, lambda name: source_file(source_path(name)))
         import_what_it_takes(self.config.training())
         from core.assembly import assemble
-        from core.saving import RunIdentity
+        from core.checkpoints.saving import RunIdentity
         from core.state import let_go
 
         config = self.config

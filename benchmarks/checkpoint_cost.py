@@ -29,7 +29,7 @@ def make_trainer(root: Path) -> Any:
     from core.assembly import assemble
     from core.checkpointing import CheckpointStore
     from core.config import TrainingConfig, parse
-    from core.sources import read_source
+    from core.sources.files import read_source
 
     text = PROJECT / "sources" / "training_data_final_merged.md"
     settings = {

@@ -24,7 +24,7 @@ from pathlib import Path
 began = time.perf_counter()
 import torch
 from transformers import AutoTokenizer, GPT2LMHeadModel
-from core.opening import open_for_generation
+from core.checkpoints.opening import open_for_generation
 torch.set_num_threads(max(1, (os.cpu_count() or 2) // 2))  # As a worker's generation does.
 imported = time.perf_counter()
 model, tokenizer = open_for_generation(Path(sys.argv[1]))
@@ -42,8 +42,8 @@ def make_checkpoint(folder: Path) -> Path:
     import torch
 
     from core.checkpointing import CheckpointStore, save_checkpoint
+    from core.checkpoints.manifest import new_manifest
     from core.config import TrainingConfig, config_to_dict
-    from core.manifest import new_manifest
     from core.models.gpt2 import GPT2Wrapper
     from core.parts import build_optimizer
     from core.state import RunState, capture

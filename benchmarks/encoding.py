@@ -21,9 +21,9 @@ CHILD = """
 import json, re, sys, time
 from pathlib import Path
 from core.config import TrainingConfig, parse
-from core.corpus import Corpus
-from core.encoding import Encoder, own_tokenizer
-from core.sources import source_file
+from core.sources.corpus import Corpus
+from core.tokens.encoding import Encoder, own_tokenizer
+from core.sources.files import source_file
 
 def peak_mib():
     return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) // 1024

@@ -29,7 +29,7 @@ from client.commands.connection import EXIT_INTERRUPTED
 from client.errors import ApiError, ClientError, ServiceUnreachable
 from client.follow import follow, view_for
 from core.config import BUNDLED_SOURCE
-from core.processes import EXIT_WITH_PARENT
+from core.machine.processes import EXIT_WITH_PARENT
 
 PROJECT = Path(__file__).resolve().parent.parent
 DATA = PROJECT / "ratchet-data" / "demo"

@@ -11,10 +11,10 @@ from typing import IO, cast
 import httpx2
 
 from client.errors import ClientError
-from core import disk
 from core.checkpointing import verify
+from core.checkpoints.manifest import MANIFEST, Checkpoint, read_manifest
 from core.errors import CheckpointCorrupt, CheckpointError
-from core.manifest import MANIFEST, Checkpoint, read_manifest
+from core.machine import disk
 
 STAGING_PREFIX = "tmp-download-"
 """Not the name of a checkpoint, so that nobody takes what a killed download leaves for one."""

@@ -22,7 +22,7 @@ from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from client.errors import ClientError
-from core import disk
+from core.machine import disk
 
 PIP = (sys.executable, "-m", "pip")
 CONVERSION = (sys.executable, "-m", "core.models.gguf_conversion")

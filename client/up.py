@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import IO
 
-from core.processes import EXIT_WITH_PARENT
+from core.machine.processes import EXIT_WITH_PARENT
 
 SERVICE = (sys.executable, "-m", "service")
 WORKER = (sys.executable, "-m", "worker")

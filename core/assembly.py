@@ -7,42 +7,42 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from core.averaging import Averages
-from core.batches import Batches
+from core.bases.fingerprints import check_base, of_base
 from core.checkpointing import CheckpointStore
+from core.checkpoints.exactness import be_deterministic, departures, surroundings, warning_of
+from core.checkpoints.legacy import restore_legacy_optimizer
+from core.checkpoints.opening import base_folder, hashes_of_base
+from core.checkpoints.resume_rules import ResumeMode
+from core.checkpoints.saving import RunIdentity, RunSaver
 from core.config import TrainingConfig
-from core.corpus import Corpus
 from core.devices import select_device
-from core.disk import Meanwhile, nothing
 from core.distributed import ALONE, Ranks
-from core.encoding import Encoder, fingerprint, first_kind, own_tokenizer
 from core.errors import CheckpointMismatch, ConfigError, GenerationError, StopAsked
-from core.evaluation import ShouldStop
 from core.events import Emit
-from core.exactness import be_deterministic, departures, surroundings, warning_of
-from core.fingerprints import check_base, of_base
-from core.legacy import restore_legacy_optimizer
-from core.methods import method_of
+from core.machine.disk import Meanwhile, nothing
 from core.models import LanguageModel
 from core.models.base import find_base
 from core.models.causal_lm import CausalLM
-from core.moments import restore_optimizer
+from core.monitoring.evaluation import ShouldStop
 from core.objectives import NextToken, Objective, Preference
-from core.opening import base_folder, hashes_of_base
-from core.optimization import build_optimizer, freeze
+from core.optimization.averaging import Averages
+from core.optimization.moments import restore_optimizer
+from core.optimization.precision import Precision
+from core.optimization.updates import build_optimizer, freeze
 from core.parts import Parts, build_model
-from core.precision import Precision
-from core.preparation import prepare
-from core.resume_rules import ResumeMode
-from core.saving import RunIdentity, RunSaver
-from core.sources import SourceText
+from core.sources.corpus import Corpus
+from core.sources.files import SourceText
+from core.sources.methods import method_of
 from core.state import (
     CheckpointContent,
     RunState,
     restore_rng,
     seed_everything,
 )
-from core.tokenizer import PretrainedTokenizer, Tokenizer
+from core.tokens.batches import Batches
+from core.tokens.encoding import Encoder, fingerprint, first_kind, own_tokenizer
+from core.tokens.preparation import prepare
+from core.tokens.tokenizer import PretrainedTokenizer, Tokenizer
 from core.trainer import Trainer
 
 

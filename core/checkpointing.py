@@ -16,11 +16,11 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from core import disk
-from core.disk import Meanwhile, nothing
+from core.checkpoints.manifest import MANIFEST, Checkpoint, FileEntry, Manifest, read_manifest
 from core.errors import CheckpointCorrupt, CheckpointError, CheckpointNotFound, RatchetError, StorageError
-from core.failpoints import failpoint
-from core.manifest import MANIFEST, Checkpoint, FileEntry, Manifest, read_manifest
+from core.machine import disk
+from core.machine.disk import Meanwhile, nothing
+from core.machine.failpoints import failpoint
 
 if TYPE_CHECKING:
     from core.state import CheckpointContent
@@ -231,7 +231,7 @@ def load_checkpoint(path: str | Path, device: str = "cpu", meanwhile: Meanwhile 
     Raises:
         CheckpointNotFound, CheckpointCorrupt, CheckpointUnsafe: said in one sentence.
     """
-    from core.legacy import load
+    from core.checkpoints.legacy import load
     from core.state import read
 
     given = Path(path)

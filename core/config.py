@@ -1,8 +1,8 @@
 """What a run is: every hyperparameter with its default, its bounds, and the checks between them.
 
 The environment's names are in `ENVIRONMENT`; a request's are the same in lower case, with `source` for the text.
-`MODEL_TYPE` and `TEST_MODE` choose the defaults of eight settings, see `DEFAULTS`; `core.resume_rules` says what may
-change between a checkpoint and the run that goes on from it.
+`MODEL_TYPE` and `TEST_MODE` choose the defaults of eight settings, see `DEFAULTS`; `core.checkpoints.resume_rules`
+says what may change between a checkpoint and the run that goes on from it.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from core.checkpoints.resume_rules import ResumeMode, merge
 from core.errors import CheckpointMismatch, ConfigError, Difference
 from core.hyperparameters import from_json
 from core.hyperparameters.data import BUNDLED_SOURCE as BUNDLED_SOURCE
@@ -25,7 +26,6 @@ from core.hyperparameters.learning import LearningSettings
 from core.hyperparameters.model import NONE_GIVEN, ModelSettings
 from core.hyperparameters.model import PRETRAINED as PRETRAINED
 from core.hyperparameters.reporting import ReportingSettings
-from core.resume_rules import ResumeMode, merge
 
 ConfigType = TypeVar("ConfigType", bound=BaseModel)
 

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from core.config import TrainingConfig
-from core.sources import check_length
-from core.sources import load_raw_text as load_raw_text
-from core.tokenizer import CharacterTokenizer, TokenIds, Tokenizer
+from core.sources.files import check_length
+from core.sources.files import load_raw_text as load_raw_text
+from core.tokens.tokenizer import CharacterTokenizer, TokenIds, Tokenizer
 
 Split = Literal["train", "val"]
 Tokens = NDArray[np.int32]

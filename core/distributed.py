@@ -27,7 +27,7 @@ from torch import distributed as dist
 
 from core.devices import select_device
 from core.errors import ConfigError, DeviceUnavailable, RankLost
-from core.processes import exit_with_parent, num_cores
+from core.machine.processes import exit_with_parent, num_cores
 
 RENDEZVOUS_VARIABLE = "RATCHET_RENDEZVOUS"
 LEADER_VARIABLE = "RATCHET_LEADER"

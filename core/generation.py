@@ -14,7 +14,7 @@ from torch import Tensor
 from core.config import TrainingConfig
 from core.errors import GenerationError
 from core.models import LanguageModel
-from core.tokenizer import Tokenizer
+from core.tokens.tokenizer import Tokenizer
 
 GREEDY_BELOW = 1e-4
 """Dividing logits by less than this leaves nothing but the likeliest token, or infinities."""

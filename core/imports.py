@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from core.config import TrainingConfig
-from core.processes import importing
+from core.machine.processes import importing
 
 
 def import_torch(pulse: Callable[[], None] = lambda: None) -> None:

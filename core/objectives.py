@@ -13,10 +13,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from core.batches import Batch
 from core.losses import log_likelihood, num_right, preference_loss
 from core.models import LanguageModel
 from core.models.causal_lm import CausalLM
+from core.tokens.batches import Batch
 
 
 @dataclass(slots=True)

@@ -9,17 +9,17 @@ from typing import Any
 
 import torch
 
-from core.averaging import Averages
-from core.batches import Batch, Batches
 from core.config import TrainingConfig, tokens_per_step
 from core.distributed import ALONE, Ranks
 from core.models import LanguageModel
 from core.models.bigram import BigramLanguageModel, BigramLanguageModelLoRA
 from core.models.modern import ModernLanguageModel, ModernLanguageModelLoRA
 from core.objectives import Objective
-from core.optimization import build_optimizer as build_optimizer
-from core.precision import Precision
-from core.tokenizer import Tokenizer
+from core.optimization.averaging import Averages
+from core.optimization.precision import Precision
+from core.optimization.updates import build_optimizer as build_optimizer
+from core.tokens.batches import Batch, Batches
+from core.tokens.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,14 +27,8 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from core.averaging import AVERAGES_FILE, Averages
-from core.config import PRETRAINED
-from core.disk import unreadable
-from core.errors import CheckpointCorrupt, StorageError
-from core.manifest import Checkpoint
-from core.models import LanguageModel
-from core.moments import optimizer_state
-from core.state_file import (
+from core.checkpoints.manifest import Checkpoint
+from core.checkpoints.state_file import (
     BYTES_OF_EVALUATION,
     HISTORY_FILE,
     STATE_FILE,
@@ -43,8 +37,14 @@ from core.state_file import (
     history,
     read_state,
 )
-from core.tokenizer import Tokenizer, load_own_tokenizer
-from core.weights import load_tensors
+from core.checkpoints.weights import load_tensors
+from core.config import PRETRAINED
+from core.errors import CheckpointCorrupt, StorageError
+from core.machine.disk import unreadable
+from core.models import LanguageModel
+from core.optimization.averaging import AVERAGES_FILE, Averages
+from core.optimization.moments import optimizer_state
+from core.tokens.tokenizer import Tokenizer, load_own_tokenizer
 
 OPTIMIZER_FILE = "optimizer.safetensors"
 
@@ -164,7 +164,7 @@ def capture(
 
     Args:
         rng: Of each rank, see `rng_states`; None where nobody knows it.
-        scale: See `core.precision`.
+        scale: See `core.optimization.precision`.
         averages: If the run keeps some.
     """
     moments, settings = optimizer_state(optimizer, model)

@@ -12,21 +12,21 @@ import math
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from core.checkpoints.saving import RunSaver
 from core.errors import NonFiniteLoss, OutOfMemory, RatchetError
-from core.evaluation import Evaluation, ShouldStop, evaluate
-from core.evaluation import estimate_loss as estimate_loss
 from core.events import CheckpointSaved, Emit, Eval, Started, Step, Warned
-from core.failpoints import failpoint
+from core.machine.failpoints import failpoint
 from core.memory import until_it_fits
-from core.narration import Narrator
-from core.optimization import clip_gradients, set_learning_rate
-from core.pace import Clock, memory_bytes
+from core.monitoring.evaluation import Evaluation, ShouldStop, evaluate
+from core.monitoring.evaluation import estimate_loss as estimate_loss
+from core.monitoring.narration import Narrator
+from core.monitoring.pace import Clock, memory_bytes
+from core.monitoring.patience import should_stop_early
+from core.monitoring.samples import write_samples
+from core.optimization.updates import clip_gradients, set_learning_rate
 from core.parts import Parts
 from core.parts import build_model as build_model
 from core.parts import build_optimizer as build_optimizer
-from core.patience import should_stop_early
-from core.samples import write_samples
-from core.saving import RunSaver
 from core.state import RunState
 
 PROGRESS_EVERY = 25

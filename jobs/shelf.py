@@ -17,9 +17,9 @@ from itertools import islice
 from sqlalchemy import Row, text
 from sqlmodel import Session, col, select, update
 
+from core.checkpoints.resume_rules import ResumeMode
+from core.checkpoints.retention import superseded
 from core.config import MOST_STEPS
-from core.resume_rules import ResumeMode
-from core.retention import superseded
 from jobs.catalog import checkpoints_of, latest_checkpoint, removal_of
 from jobs.errors import CheckpointNeeded, CheckpointPinned
 from jobs.tables import FINAL, LEAVING, Checkpoint, Job, Removal, State

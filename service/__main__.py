@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from core.config import problems_of
 from core.errors import RatchetError
-from core.processes import exit_with_parent_if_told
+from core.machine.processes import exit_with_parent_if_told
 from jobs.database import Database
 from service.app import create_app
 from service.server import Server, listen, prepare_for_crowds

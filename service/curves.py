@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from core.resume_rules import ResumeMode
+from core.checkpoints.resume_rules import ResumeMode
 from jobs.curves import Curve
 from service.schemas import Number
 

@@ -9,9 +9,9 @@ from anyio import from_thread
 from pydantic import BaseModel, ConfigDict, Field
 
 from core.config import TrainingConfig, config_to_dict, tokens_per_step
-from core.forecast_warnings import Known, warnings_of
-from core.methods import method_of
-from core.sources import SourceFacts
+from core.forecasts.forecast_warnings import Known, warnings_of
+from core.sources.files import SourceFacts
+from core.sources.methods import method_of
 from jobs.database import Database
 from service.errors import WorkerUnavailable
 from service.inference import Inference, find_desk

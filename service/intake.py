@@ -11,13 +11,13 @@ from pydantic import BaseModel
 from sqlmodel import Session
 
 from core.config import TrainingConfig, config_to_dict, parse
-from core.corpus import columns_of
 from core.errors import RatchetError
-from core.failpoints import failpoint
-from core.forecast_warnings import warnings_of
+from core.forecasts.forecast_warnings import warnings_of
 from core.io_utils import get_data_source_name
-from core.methods import method_of
-from core.sources import SourceFacts, SourceFolder, check_length
+from core.machine.failpoints import failpoint
+from core.sources.corpus import columns_of
+from core.sources.files import SourceFacts, SourceFolder, check_length
+from core.sources.methods import method_of
 from jobs import queue
 from jobs.database import Database
 from jobs.queue import NewJob

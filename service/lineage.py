@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from core.resume_rules import ResumeMode
+from core.checkpoints.resume_rules import ResumeMode
 from jobs.lineage import Link
 from service.schemas import CheckpointOut, iso_time
 

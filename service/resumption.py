@@ -7,13 +7,13 @@ from dataclasses import asdict, replace
 from pathlib import PurePath
 from typing import Any
 
+from core.bases.fingerprints import check_base, of_small_files
+from core.checkpoints.manifest import Manifest
+from core.checkpoints.resume_rules import ResumeMode
 from core.config import MOST_STEPS, TrainingConfig, config_to_dict, parse, resume_config
-from core.corpus import sha256_of_all
 from core.errors import CheckpointCorrupt, Difference, SourceError
-from core.fingerprints import check_base, of_small_files
 from core.io_utils import get_data_source_name
-from core.manifest import Manifest
-from core.resume_rules import ResumeMode
+from core.sources.corpus import sha256_of_all
 from jobs import catalog, queue
 from jobs.errors import IllegalTransition, JobBusy
 from jobs.queue import NewJob

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, PlainSerializer, create_model, model_validator
 
+from core.checkpoints.resume_rules import ResumeMode
 from core.config import TrainingConfig, tokens_per_step
 from core.events import finite
-from core.resume_rules import ResumeMode
-from core.rows import RowKind, SourceFormat
+from core.sources.rows import RowKind, SourceFormat
 from jobs.tables import FINAL, HELD, Checkpoint, Job, State, Stop, Worker
 
 WORKER_SEEN_SECONDS = 30.0

@@ -14,9 +14,9 @@ from sqlalchemy.exc import DataError, IntegrityError
 from sqlmodel import Session
 
 from core.checkpointing import CheckpointStore, check_sizes
+from core.checkpoints.manifest import PINNED, Manifest, read_manifest
+from core.checkpoints.manifest import Checkpoint as Saved
 from core.errors import CheckpointCorrupt, CheckpointError, CheckpointNotFound, StorageError
-from core.manifest import PINNED, Manifest, read_manifest
-from core.manifest import Checkpoint as Saved
 from jobs import catalog, shelf
 from jobs.database import Database
 from jobs.errors import CheckpointRemoved

@@ -20,9 +20,9 @@ from types import TracebackType
 
 from pydantic import ValidationError
 
-from core.disk import CHUNK_BYTES
+from core.checkpoints.manifest import FORMAT, MANIFEST, MAX_BYTES, FileEntry, Manifest
 from core.errors import CheckpointCorrupt
-from core.manifest import FORMAT, MANIFEST, MAX_BYTES, FileEntry, Manifest
+from core.machine.disk import CHUNK_BYTES
 
 MAX_FILES = 100
 """A checkpoint has about ten; all of them are open while it is sent."""

@@ -29,8 +29,8 @@ from core.errors import (
     SourceTooLarge,
     StorageError,
 )
-from core.source_places import files_below, folder_of, safe_parts
-from core.sources import SourceFacts, SourceFolder
+from core.sources.files import SourceFacts, SourceFolder
+from core.sources.places import files_below, folder_of, safe_parts
 from jobs.tables import FINAL, Job
 from service.settings import ServiceSettings
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import httpx2
 
-from core.processes import EXIT_WITH_PARENT
+from core.machine.processes import EXIT_WITH_PARENT
 from tests.conftest import PROJECT, skip_unless
 
 _MOUNT_AND_GO_ON = 'mount -t tmpfs -o size="$0" none "$1" && shift && exec "$@"'

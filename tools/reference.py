@@ -15,8 +15,8 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 from pydantic_settings import BaseSettings
 
+from core.checkpoints.resume_rules import ResumeMode, may_change
 from core.config import DEFAULTS, ENVIRONMENT, ScriptConfig, TrainingConfig
-from core.resume_rules import ResumeMode, may_change
 from jobs.settings import PROJECT, LedgerSettings
 from service.app import create_app
 from service.settings import ServiceSettings

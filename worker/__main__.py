@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from core.config import problems_of
 from core.errors import RatchetError
-from core.processes import exit_with_parent_if_told
+from core.machine.processes import exit_with_parent_if_told
 from worker.loop import WorkerLoop
 from worker.settings import WorkerSettings
 from worker.stop import StopSign

@@ -6,8 +6,8 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from core.manifest import Checkpoint
-from core.resume_rules import ResumeMode
+from core.checkpoints.manifest import Checkpoint
+from core.checkpoints.resume_rules import ResumeMode
 from jobs.tables import Job
 from worker.settings import WorkerSettings
 

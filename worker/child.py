@@ -20,9 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.checkpointing import CheckpointStore, load_checkpoint
+from core.checkpoints.resume_rules import ResumeMode
 from core.config import TrainingConfig, parse
-from core.corpus import Corpus
-from core.disk import nothing
 from core.errors import (
     CheckpointCorrupt,
     CheckpointError,
@@ -34,12 +33,13 @@ from core.errors import (
     StorageError,
 )
 from core.events import Emit, Event, Resumed, to_json
-from core.failpoints import failpoint
 from core.imports import import_torch, import_transformers, import_what_it_takes
-from core.processes import exit_with_parent
-from core.resume_rules import ResumeMode
-from core.sources import SourceFolder
-from core.trackers import tracked
+from core.machine.disk import nothing
+from core.machine.failpoints import failpoint
+from core.machine.processes import exit_with_parent
+from core.monitoring.trackers import tracked
+from core.sources.corpus import Corpus
+from core.sources.files import SourceFolder
 from worker.assignment import Assignment
 from worker.stop import StopSign
 
@@ -201,7 +201,7 @@ def _run(
     if pipe:
         pipe.pulse()
     from core.assembly import assemble
-    from core.saving import RunIdentity
+    from core.checkpoints.saving import RunIdentity
     from core.state import let_go
 
     def should_stop() -> bool:

@@ -10,7 +10,7 @@ from worker.inference_requests import ForecastAsk
 from worker.settings import WorkerSettings
 
 if TYPE_CHECKING:
-    from core.preflight import Prospect
+    from core.forecasts.preflight import Prospect
 
 UNTIMED = "how long a step takes could not be tried: three of them did not come to their end within two minutes"
 
@@ -28,7 +28,7 @@ class Forecasts:
 
     def preflight(self, wanted: ForecastAsk) -> dict[str, Any]:
         """What a run would do; with `time`, how long it would take."""
-        from core.preflight import preflight
+        from core.forecasts.preflight import preflight
 
         with self._turn:
             told = preflight(self._prospect(wanted))
@@ -36,22 +36,22 @@ class Forecasts:
 
     def preview(self, wanted: ForecastAsk) -> dict[str, Any]:
         """Its first batch."""
-        from core.previews import preview
+        from core.forecasts.previews import preview
 
         with self._turn:
             return preview(self._prospect(wanted))
 
     def _prospect(self, wanted: ForecastAsk) -> Prospect:
-        from core.beginnings import beginnings
-        from core.preflight import Prospect
-        from core.sources import SourceFolder
+        from core.forecasts.preflight import Prospect
+        from core.sources.beginnings import beginnings
+        from core.sources.files import SourceFolder
 
         config = parse(TrainingConfig, wanted.config)
         parts = beginnings(config.shares, SourceFolder(self.settings.sources), wanted.num_characters)
         return Prospect(config, parts, self.settings.models)
 
     def _timed(self, wanted: ForecastAsk, told: dict[str, Any]) -> dict[str, Any]:
-        from core.timing import seconds_per_step
+        from core.forecasts.timing import seconds_per_step
 
         total = told["memory_bytes"]["total"]
         if total is not None and total > told["memory_at_hand_bytes"]:

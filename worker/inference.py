@@ -48,7 +48,7 @@ from core.errors import (
     StorageError,
 )
 from core.imports import import_torch
-from core.processes import exit_with_parent
+from core.machine.processes import exit_with_parent
 from worker.forecasts import Forecasts
 from worker.inference_process import TOKEN_VARIABLE
 from worker.inference_requests import Adopt, Ask, ExportAsk, ForecastAsk
@@ -57,7 +57,7 @@ from worker.settings import WorkerSettings
 if TYPE_CHECKING:
     from core.generation import Completion
     from core.models import LanguageModel
-    from core.tokenizer import Tokenizer
+    from core.tokens.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ class Models:
             return self._loaded[key]
 
     def _load(self, kind: str, name: str) -> tuple[LanguageModel, Tokenizer]:
-        from core.opening import load_base, open_for_generation
+        from core.checkpoints.opening import load_base, open_for_generation
 
         if kind == "model":
             return load_base(name, self.settings.models)
@@ -101,7 +101,7 @@ class Models:
 
     def adopt(self, wanted: Adopt) -> dict[str, Any]:
         """Make a checkpoint of our own out of a legacy file, once."""
-        from core.opening import adopt_legacy
+        from core.checkpoints.opening import adopt_legacy
 
         with self._adopting:
             adopt_legacy(self._path(wanted.name), self.store, self.settings.models)
@@ -109,7 +109,7 @@ class Models:
 
     def export(self, wanted: ExportAsk) -> dict[str, Any]:
         """Write a checkpoint's model below the models root."""
-        from core.export import export
+        from core.checkpoints.export import export
 
         with self._exporting:
             done = export(self._path(wanted.checkpoint), self.settings.models, wanted.name, merge=wanted.merge)

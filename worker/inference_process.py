@@ -9,7 +9,7 @@ import secrets
 import subprocess
 import sys
 
-from core.processes import POLITE
+from core.machine.processes import POLITE
 from worker.settings import WorkerSettings
 
 log = logging.getLogger(__name__)

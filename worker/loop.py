@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from sqlmodel import col, select
 
 from core.checkpointing import CheckpointStore
-from core.failpoints import failpoint
+from core.machine.failpoints import failpoint
 from jobs import lease, queue, workers
 from jobs.database import Database
 from jobs.errors import LeaseLost, LedgerNewer, LedgerUnavailable

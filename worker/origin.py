@@ -11,10 +11,10 @@ from functools import partial
 from typing import Any
 
 from core.checkpointing import CheckpointStore, first_whole, verify
-from core.disk import Meanwhile
+from core.checkpoints.manifest import Checkpoint, read_manifest
+from core.checkpoints.resume_rules import ResumeMode
 from core.errors import CheckpointCorrupt, CheckpointNotFound, RatchetError, StorageError
-from core.manifest import Checkpoint, read_manifest
-from core.resume_rules import ResumeMode
+from core.machine.disk import Meanwhile
 from jobs import shelf
 from jobs.catalog import checkpoint_ids, checkpoints_of, earlier_of_run
 from jobs.database import Database

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import IO
 
-from core.processes import POLITE
+from core.machine.processes import POLITE
 from worker.assignment import Assignment
 from worker.child import PARENT_VARIABLE, PIPE_VARIABLE, PULSE, Said, parse_line
 

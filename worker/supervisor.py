@@ -16,7 +16,7 @@ from sqlmodel import Session
 
 from core.checkpointing import CheckpointStore
 from core.errors import RatchetError, StorageError
-from core.failpoints import failpoint
+from core.machine.failpoints import failpoint
 from jobs import lease
 from jobs.database import Database
 from jobs.errors import LeaseLost, LedgerUnavailable, RunUnreadable

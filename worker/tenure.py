@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from sqlmodel import Session
 
-from core.failpoints import failpoint
+from core.machine.failpoints import failpoint
 from jobs import feed, lease, shelf
 from jobs.database import Database
 from jobs.errors import LeaseLost, LedgerUnavailable

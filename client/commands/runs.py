@@ -12,8 +12,8 @@ from client.command_name import command_name
 from client.commands.connection import AsJson, JobId, Limit, console, print_json, print_list, print_table, watch
 from client.commands.training_options import accepts_training_options, given
 from client.follow import PlainView, view_for
+from core.checkpoints.resume_rules import ResumeMode
 from core.events import line_of, printable
-from core.resume_rules import ResumeMode
 
 app = typer.Typer()
 

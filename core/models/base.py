@@ -11,8 +11,8 @@ import threading
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from core.bases.gguf_file import is_gguf_folder
 from core.errors import ModelUnavailable
-from core.gguf_file import is_gguf_folder
 
 PROBE_SECONDS = 3.0
 FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]

@@ -20,7 +20,7 @@ from core.models import LanguageModel
 from core.models.attention import segment_positions
 from core.models.lora import ALL_LINEAR, adapter_config, adapter_targets, wrap_with_adapters
 from core.models.pretrained import load_causal_lm, load_tokenizer
-from core.tokenizer import PretrainedTokenizer, TokenIds
+from core.tokens.tokenizer import PretrainedTokenizer, TokenIds
 
 
 class CausalLM(LanguageModel):

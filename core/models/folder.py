@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
+from core.bases.hub_cache import is_own_link
+from core.checkpoints.weights import load_tensors
 from core.errors import CheckpointError, ModelUnavailable
-from core.hub_cache import is_own_link
-from core.outside import read_plain
-from core.weights import load_tensors
+from core.machine.outside import read_plain
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"

@@ -19,11 +19,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from core.bases.gguf_file import GGUF_ARCHITECTURES, GgufHeader, GgufTensor, gguf_files, read_gguf_header
+from core.bases.hub_cache import is_own_link
 from core.errors import CheckpointError, ModelUnavailable
-from core.gguf_file import GGUF_ARCHITECTURES, GgufHeader, GgufTensor, gguf_files, read_gguf_header
-from core.hub_cache import is_own_link
+from core.machine.outside import open_plain
 from core.models.folder import unusable
-from core.outside import open_plain
 
 _LLAMA_NAMES = {
     "token_embd": "model.embed_tokens",

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from core import disk
 from core.errors import RatchetError, StorageError
+from core.machine import disk
 from core.models.causal_lm import CausalLM
 from core.models.folder import WEIGHTS
 

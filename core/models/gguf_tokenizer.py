@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from core.bases.gguf_file import GgufHeader
 from core.errors import ModelUnavailable
-from core.gguf_file import GgufHeader
 from core.models.folder import unusable
 
 CONTROL, USER_DEFINED = 3, 4

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from core.bases.gguf_file import is_gguf_folder
 from core.errors import ModelUnavailable
-from core.gguf_file import is_gguf_folder
 from core.models.folder import check_tokenizer_files, read_config, read_weights, unusable
 from core.models.gguf import config_of, read_header, weights_of
 from core.models.gguf_tokenizer import tokenizer_of

@@ -12,7 +12,7 @@ from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import Engine, inspect
 
-from core.failpoints import failpoint
+from core.machine.failpoints import failpoint
 from jobs.errors import LedgerNewer
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import Literal
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict
 
-from core.models_at_hand import models_at_hand
+from core.bases.at_hand import models_at_hand
 from service.deps import Settings
 from service.schemas import Page
 

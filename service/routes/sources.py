@@ -24,8 +24,8 @@ from core.errors import (
     SourceQuota,
     SourceTooLarge,
 )
-from core.rows import NO_COLUMNS, check_columns, format_of
-from core.sources import SourceFacts, SourceFolder
+from core.sources.files import SourceFacts, SourceFolder
+from core.sources.rows import NO_COLUMNS, check_columns, format_of
 from jobs.database import Database
 from service import uploads
 from service.admission import one_of

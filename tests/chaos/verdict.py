@@ -12,8 +12,8 @@ from pathlib import Path
 from sqlmodel import Session, select
 
 from core.checkpointing import verify
+from core.checkpoints.manifest import read_manifest
 from core.errors import CheckpointError
-from core.manifest import read_manifest
 from jobs import feed
 from jobs.catalog import latest_checkpoint
 from jobs.shelf import removed_names

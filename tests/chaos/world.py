@@ -19,7 +19,7 @@ import httpx2
 import psutil
 
 from core.checkpointing import CheckpointStore
-from core.processes import EXIT_WITH_PARENT
+from core.machine.processes import EXIT_WITH_PARENT
 from jobs.database import Database
 from tests.conftest import PROJECT
 from tests.postgres import PostgresServer

@@ -17,9 +17,9 @@ import pytest
 from starlette.testclient import TestClient
 
 from core.checkpointing import CheckpointStore
+from core.checkpoints.manifest import Checkpoint, new_manifest
 from core.config import TrainingConfig, config_to_dict
-from core.manifest import Checkpoint, new_manifest
-from core.sources import SourceFolder
+from core.sources.files import SourceFolder
 from jobs import feed, lease, queue
 from jobs.database import Database
 from jobs.lease import Outcome, Succeeded

@@ -18,9 +18,9 @@ from starlette.testclient import TestClient
 from client.api import Ratchet
 from client.errors import ClientError
 from core.checkpointing import CheckpointStore, load_checkpoint, verify
+from core.checkpoints.manifest import Checkpoint, new_manifest, read_manifest
 from core.config import TrainingConfig
-from core.manifest import Checkpoint, new_manifest, read_manifest
-from core.sources import read_source
+from core.sources.files import read_source
 from jobs.database import Database
 from jobs.tables import Checkpoint as Row
 from jobs.tables import Job

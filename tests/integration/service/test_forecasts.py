@@ -11,7 +11,7 @@ from starlette.testclient import TestClient
 
 from service.settings import ServiceSettings
 from tests.integration.service.conftest import BODY, TALE, TOKEN, Answers, Enlist
-from tests.unit.core.test_forecast_warnings import KNOWN
+from tests.unit.core.forecasts.test_forecast_warnings import KNOWN
 
 MEMORY = {"weights": 4, "gradients": 4, "optimizer": 8, "activations": 10, "averages": 0, "checkpoint": 12, "total": 26}
 TOLD: dict[str, Any] = {

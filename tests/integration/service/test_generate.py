@@ -254,7 +254,8 @@ def test_generation_stops_when_its_reader_goes_away(running: Running, worker: Fa
         worker.left_alone.wait(5)
         worker.left_alone.clear()
         with httpx2.stream("POST", f"{running.url}/generate", json={**ASK, "stream": True}) as answer:
-            next(answer.iter_text())
+            text = answer.iter_text()  # held: dropped, it would close the connection
+            next(text)
     assert worker.left_alone.wait(5)
     until(lambda: running.server._app.state.tails.num_streams == 0)
 

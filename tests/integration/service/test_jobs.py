@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from core.manifest import Checkpoint
+from core.checkpoints.manifest import Checkpoint
 from jobs.tables import Job
 from service.settings import ServiceSettings
 from tests.integration.service.conftest import BODY, Hand, Serve

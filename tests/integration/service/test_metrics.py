@@ -8,7 +8,7 @@ import anyio
 import pytest
 from starlette.testclient import TestClient
 
-from core.manifest import Checkpoint
+from core.checkpoints.manifest import Checkpoint
 from jobs import feed
 from jobs.database import Database
 from jobs.tables import Job

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from core.bases.fingerprints import of_small_files
+from core.checkpoints.manifest import Checkpoint, read_manifest, seal_of
 from core.errors import StorageError
-from core.fingerprints import of_small_files
-from core.manifest import Checkpoint, read_manifest, seal_of
-from core.sources import SourceFolder
+from core.sources.files import SourceFolder
 from jobs.lease import Stopped
 from jobs.tables import Job
 from service.settings import ServiceSettings
@@ -430,7 +430,9 @@ def test_a_checkpoint_that_the_ledger_cannot_keep_spoils_no_list(
     client: TestClient, save: Save, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     first, vast, last = sorted((save(), save(), save()), key=lambda saved: saved.path.name)
-    monkeypatch.setattr("core.manifest.Manifest.size_bytes", property(lambda it: 2**63 * (it.id == vast.manifest.id)))
+    monkeypatch.setattr(
+        "core.checkpoints.manifest.Manifest.size_bytes", property(lambda it: 2**63 * (it.id == vast.manifest.id))
+    )
     rows = client.get("/checkpoints").json()["data"]
     assert {row["id"] for row in rows} == {first.manifest.id, last.manifest.id}
     assert f"checkpoint {vast.manifest.name} is not listed" in caplog.text

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from core.manifest import PINNED, Checkpoint
+from core.checkpoints.manifest import PINNED, Checkpoint
 from jobs import catalog, feed, shelf
 from jobs.database import Database
 from jobs.tables import Job

@@ -17,8 +17,8 @@ from starlette.testclient import TestClient
 
 from client.api import Ratchet
 from client.errors import ApiError
-from core import source_facts
-from core.sources import SourceFolder
+from core.sources import facts as source_facts
+from core.sources.files import SourceFolder
 from jobs.tables import Job
 from service import uploads
 from service.routes import sources as routes

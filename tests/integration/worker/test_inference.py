@@ -11,11 +11,11 @@ import httpx2
 import pytest
 import torch
 
-from core import opening
 from core.assembly import assemble
 from core.checkpointing import CheckpointStore, load_checkpoint
+from core.checkpoints import opening
 from core.config import TrainingConfig, parse
-from core.sources import SourceText
+from core.sources.files import SourceText
 from tests.integration.worker.conftest import TEXT, TINY
 from tests.tiny_models import make_gpt2_folder
 from worker.inference import Models
@@ -164,7 +164,8 @@ def test_a_reader_that_goes_away_frees_the_turn_for_the_next(process: InferenceP
     headers = {"Authorization": f"Bearer {process.token}"}
     body = {"checkpoint": name, "prompts": ["Q"], "max_new_tokens": 100_000}
     with httpx2.stream("POST", f"{process.url}/generate", json=body, headers=headers, timeout=60) as answer:
-        next(answer.iter_lines())
+        text = answer.iter_lines()  # held: dropped, it would close the connection
+        next(text)
     after = httpx2.post(f"{process.url}/generate", json={**body, "max_new_tokens": 3}, headers=headers, timeout=20)
     assert lines(after)[-1] == {"done": True}
 

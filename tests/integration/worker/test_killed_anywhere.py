@@ -9,9 +9,9 @@ import torch
 
 from core.assembly import assemble
 from core.checkpointing import CheckpointStore, verify
+from core.checkpoints.manifest import Checkpoint
 from core.config import TrainingConfig, parse
-from core.manifest import Checkpoint
-from core.sources import SourceText
+from core.sources.files import SourceText
 from jobs import catalog
 from jobs.tables import FINAL, State
 from tests.integration.worker.conftest import TEXT, TINY, Bench

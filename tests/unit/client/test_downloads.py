@@ -14,7 +14,7 @@ from client.cli import main
 from client.downloads import unpack
 from client.errors import ApiError, ClientError
 from core.checkpointing import CheckpointStore, verify
-from core.manifest import Checkpoint, new_manifest, read_manifest
+from core.checkpoints.manifest import Checkpoint, new_manifest, read_manifest
 
 
 @pytest.fixture

@@ -20,13 +20,13 @@ import torch
 from core import distributed
 from core.assembly import assemble
 from core.checkpointing import CheckpointStore, first_whole, load_checkpoint
+from core.checkpoints.saving import RunIdentity
 from core.config import TrainingConfig, parse
 from core.events import Event
-from core.failpoints import VARIABLE
 from core.imports import import_torch, import_transformers
-from core.processes import exit_with_parent, importing
-from core.saving import RunIdentity
-from core.sources import read_source
+from core.machine.failpoints import VARIABLE
+from core.machine.processes import exit_with_parent, importing
+from core.sources.files import read_source
 
 RUN = "run_killed"
 ATTEMPT_SECONDS = 60

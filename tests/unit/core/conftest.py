@@ -11,9 +11,9 @@ import torch
 from core.assembly import assemble
 from core.checkpointing import CheckpointStore
 from core.config import TrainingConfig, parse
-from core.corpus import Corpus, Part
 from core.events import Event
-from core.sources import SourceText, read_source, source_file
+from core.sources.corpus import Corpus, Part
+from core.sources.files import SourceText, read_source, source_file
 from core.trainer import Trainer
 from tests.tiny_models import make_gpt2_folder, make_model_folder
 

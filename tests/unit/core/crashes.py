@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import save_file
 
 from core.checkpointing import CheckpointStore
-from core.manifest import new_manifest
+from core.checkpoints.manifest import new_manifest
 
 RUN = "run_crashing"
 

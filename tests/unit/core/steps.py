@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 
-from core.batches import Batch
 from core.config import TrainingConfig
 from core.models import LanguageModel
 from core.objectives import NextToken
-from core.optimization import build_optimizer, clip_gradients
+from core.optimization.precision import Precision
+from core.optimization.updates import build_optimizer, clip_gradients
 from core.parts import build_model
-from core.precision import Precision
+from core.tokens.batches import Batch
 
 PROCESS = Path("/proc/self")
 VOCAB_SIZE = 4096

@@ -21,8 +21,8 @@ from core.checkpointing import (
     verify,
     write_checkpoint_log,
 )
+from core.checkpoints.manifest import MANIFEST, Manifest, hash_of_config, new_manifest, read_manifest
 from core.errors import CheckpointCorrupt, CheckpointNotFound, DiskFull, StorageError
-from core.manifest import MANIFEST, Manifest, hash_of_config, new_manifest, read_manifest
 
 
 def manifest(step: int = 100, **given: Any) -> Manifest:
@@ -114,7 +114,7 @@ def test_a_full_device_that_the_tensors_meet_is_told_apart_by_its_number(store: 
 def test_whoever_saves_or_verifies_can_do_something_else_between_two_chunks(
     store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("core.disk.CHUNK_BYTES", 100)
+    monkeypatch.setattr("core.machine.disk.CHUNK_BYTES", 100)
     turns: list[str] = []
     checkpoint = store.publish(manifest(), write_two_files, lambda: turns.append("save"))
     first_whole([checkpoint], lambda: turns.append("verify"))

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from core.checkpoints.resume_rules import ResumeMode
 from core.config import (
     DEFAULTS,
     ENVIRONMENT,
@@ -16,7 +17,6 @@ from core.config import (
     resume_config,
 )
 from core.errors import CheckpointMismatch, ConfigError
-from core.resume_rules import ResumeMode
 
 SEED_NAMES = [
     *("TRAINING_DATA_SOURCE", "MODEL_TYPE", "USE_LORA", "LORA_RANK", "LORA_ALPHA", "LORA_DROPOUT", "TRAINING_STEPS"),

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from core.config import TrainingConfig, parse
 from core.data import batch, get_batch, prepare_data_and_tokenizer, prepare_gpt2_data, split_tokens
 from core.errors import GenerationError, SourceTooShort
-from core.tokenizer import CharacterTokenizer
+from core.tokens.tokenizer import CharacterTokenizer
 
 TOKENS = np.arange(1000, dtype=np.int32)
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from core.checkpointing import CheckpointStore, load_checkpoint
+from core.checkpoints.resume_rules import ResumeMode
 from core.errors import CheckpointMismatch
-from core.moments import optimizer_state
-from core.resume_rules import ResumeMode
-from core.sources import SourceText
+from core.optimization.moments import optimizer_state
+from core.sources.files import SourceText
 from tests.unit.core.conftest import KINDS
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from core.errors import GenerationError
 from core.generation import Completion, Sampling, _held_back, generate_ids
 from core.models.gpt2 import GPT2Wrapper
-from core.tokenizer import CharacterTokenizer
+from core.tokens.tokenizer import CharacterTokenizer
 
 
 class Parrot:

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from core.averaging import AVERAGES_FILE
 from core.checkpointing import CheckpointStore, load_checkpoint
+from core.checkpoints.opening import open_for_generation
 from core.config import TrainingConfig
-from core.opening import open_for_generation
+from core.optimization.averaging import AVERAGES_FILE
 from core.trainer import Outcome
 
 SETTINGS: dict[str, dict[str, Any]] = {

@@ -15,13 +15,13 @@ from pydantic import TypeAdapter
 from safetensors.torch import load_file, save_file
 
 from core.checkpointing import CheckpointStore, load_checkpoint
+from core.checkpoints.manifest import MANIFEST, read_manifest
+from core.checkpoints.state_file import MAX_STATE_BYTES, SavedRun, SavedState, Scale
 from core.errors import CheckpointCorrupt, CheckpointError
-from core.manifest import MANIFEST, read_manifest
-from core.precision import Precision
+from core.optimization.precision import Precision
 from core.state import RunState, capture, restore_rng, rng_states
-from core.state_file import MAX_STATE_BYTES, SavedRun, SavedState, Scale
 from core.trainer import Trainer
-from tests.unit.core.test_pretrained import reseal
+from tests.unit.core.models.test_pretrained import reseal
 
 HISTORY = "history.safetensors"
 

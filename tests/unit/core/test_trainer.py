@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from core.checkpointing import CheckpointStore, load_checkpoint
+from core.checkpoints.saving import RunIdentity
 from core.errors import NonFiniteLoss
-from core.evaluation import Evaluation
-from core.saving import RunIdentity
+from core.monitoring.evaluation import Evaluation
 from core.trainer import Outcome, build_optimizer, clip_gradients, estimate_loss
 from tests.unit.core.conftest import KINDS
 
@@ -142,7 +142,7 @@ def test_a_sample_that_fails_is_a_warning_and_not_the_end_of_a_finished_run(
     def fail(*_: Any, **__: Any) -> Any:
         raise RuntimeError("probability tensor contains either inf or nan")
 
-    monkeypatch.setattr("core.samples.Completion", fail)
+    monkeypatch.setattr("core.monitoring.samples.Completion", fail)
     told = run(config(max_new_tokens=5), store=store)
     assert told.trainer.train() is Outcome.FINISHED
     assert "no sample could be written" in told.of("warning")[0].message

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from core.checkpointing import CheckpointStore, verify
-from core.disk import CHUNK_BYTES
+from core.checkpoints.manifest import Checkpoint, new_manifest, read_manifest
 from core.errors import CheckpointCorrupt
-from core.manifest import Checkpoint, new_manifest, read_manifest
+from core.machine.disk import CHUNK_BYTES
 from service import tarball
 from service.tarball import Tarball
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from core.manifest import Checkpoint, new_manifest
+from core.checkpoints.manifest import Checkpoint, new_manifest
 from jobs.tables import Job
 from worker.assignment import assign
 from worker.settings import WorkerSettings

@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import text
 from sqlmodel import select
 
-from core.manifest import new_manifest
+from core.checkpoints.manifest import new_manifest
 from jobs import catalog, feed, lease, queue
 from jobs.database import Database
 from jobs.errors import LedgerNewer, LedgerUnavailable

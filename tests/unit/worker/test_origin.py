@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from core.checkpointing import CheckpointStore
-from core.manifest import Checkpoint, new_manifest
+from core.checkpoints.manifest import Checkpoint, new_manifest
 from jobs import catalog, feed, lease, queue, removal, shelf
 from jobs.database import Database
 from jobs.lease import Succeeded
@@ -394,7 +394,7 @@ def refuse_to_read(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
         return opened(path, *told)
 
     opened = os.open
-    monkeypatch.setattr("core.outside.os.open", refuse)
+    monkeypatch.setattr("core.machine.outside.os.open", refuse)
 
 
 @pytest.mark.parametrize("has_failed", [False, True])
@@ -520,7 +520,7 @@ def test_a_run_without_any_whole_checkpoint_to_begin_at_fails_in_one_sentence(
 def test_the_lease_is_kept_while_the_resumed_checkpoint_is_read(
     db: Database, ancestor: tuple[Job, list[Checkpoint]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("core.disk.CHUNK_BYTES", 100)
+    monkeypatch.setattr("core.machine.disk.CHUNK_BYTES", 100)
     _, saved = ancestor
     job = claim(db, parent_checkpoint=saved[2].manifest.id, start_step=100)
     settings = WorkerSettings(data=tmp_path, heartbeat_seconds=1e-9)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from core.checkpointing import CheckpointStore
-from core.manifest import Checkpoint, new_manifest
+from core.checkpoints.manifest import Checkpoint, new_manifest
 from jobs import catalog, feed, queue
 from jobs.database import Database
 from jobs.queue import NewJob
@@ -78,7 +78,7 @@ def saved(job: Job, tmp_path: Path) -> list[Checkpoint]:
 def test_the_lease_is_kept_while_a_large_checkpoint_is_read(
     db: Database, job: Job, saved: list[Checkpoint], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("core.disk.CHUNK_BYTES", 100)
+    monkeypatch.setattr("core.machine.disk.CHUNK_BYTES", 100)
     left = attended(db, job, tmp_path, Done, heartbeat_seconds=1e-9)
     assert left.state is State.SUCCEEDED
     assert left.heartbeat >= 10

@@ -1,0 +1,1 @@
+"""The operating system's side: disks, files from anywhere, processes, and places to fail at. Light."""
