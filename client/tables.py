@@ -74,6 +74,7 @@ def steps(items: Sequence[Row], width: int) -> Table:
         Column("learning rate", lambda item: wording.small(item["lr"])),
         Column("gradient norm", lambda item: wording.small(item["grad_norm"])),
         Column("tok/s", lambda item: wording.rate(item["tokens_per_second"]), is_extra=True),
+        Column("MFU", lambda item: wording.percent(item.get("mfu")), is_extra=True),
     )
 
 

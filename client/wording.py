@@ -25,6 +25,11 @@ def rate(value: float | None) -> str:
     return MISSING if value is None else f"{value:,.0f}"
 
 
+def percent(part: float | None) -> str:
+    """A part of a whole."""
+    return MISSING if part is None else f"{part:.0%}"
+
+
 def duration(seconds: float | None) -> str:
     """Two units at most."""
     if seconds is None or not math.isfinite(seconds):

@@ -50,7 +50,8 @@ class Started(Event):
 @dataclass(frozen=True, slots=True)
 class Step(Event):
     """One optimizer update. `loss` in nats per token, `grad_norm` before clipping, `memory_bytes` of the process
-    (of the GPU on CUDA)."""
+    (of the GPU on CUDA), `mfu` the part of the device's arithmetic that the model needed, see
+    `core.monitoring.utilization`."""
 
     kind: ClassVar[str] = "step"
     step: int
@@ -59,6 +60,7 @@ class Step(Event):
     grad_norm: float
     tokens_per_second: float
     memory_bytes: int
+    mfu: float
 
 
 @dataclass(frozen=True, slots=True)

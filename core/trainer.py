@@ -23,6 +23,7 @@ from core.monitoring.narration import Narrator
 from core.monitoring.pace import Clock, memory_bytes
 from core.monitoring.patience import should_stop_early
 from core.monitoring.samples import write_samples
+from core.monitoring.utilization import Utilization, flops_per_token
 from core.optimization.updates import clip_gradients, set_learning_rate
 from core.parts import Parts
 from core.parts import build_model as build_model
@@ -62,11 +63,15 @@ class Trainer:
     saved_step: int = -1
     narrator: Narrator = field(init=False)
     clock: Clock = field(init=False)
+    utilization: Utilization = field(init=False)
     num_tokens: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
         self.narrator = Narrator(self.emit)
-        self.clock = Clock(self.parts.tokens_per_step)
+        parts = self.parts
+        self.clock = Clock(parts.tokens_per_step)
+        flops = flops_per_token(parts.model, parts.block_size, parts.method)
+        self.utilization = Utilization(flops, parts.device, parts.precision.product_type, parts.ranks.world_size)
 
     def train(self) -> Outcome:
         """Make every update up to `end_step`, or stop at a step boundary when asked to."""
@@ -136,8 +141,13 @@ class Trainer:
         num_tokens = self.num_tokens * parts.ranks.world_size
         run.tokens_seen += num_tokens
         self.clock.stop(num_tokens)
-        self.emit(Step(run.step, loss, rate, norm, round(self.clock.tokens_per_second, 1), memory_bytes(parts.device)))
+        self.emit(Step(run.step, loss, rate, norm, *self.pace()))
         return loss
+
+    def pace(self) -> tuple[float, int, float]:
+        """Tokens per second, bytes of memory, and the part of the device's arithmetic that the model took."""
+        rate = self.clock.tokens_per_second
+        return round(rate, 1), memory_bytes(self.parts.device), self.utilization.at(rate)
 
     def accumulate_gradients(self) -> float:
         """Add up the gradients of this rank's batches; returns the mean loss of all ranks' batches."""

@@ -15,21 +15,28 @@ from service.schemas import Number
 
 
 class StepOut(BaseModel):
-    """One update: the loss before it in nats per token, and the norm of the gradient before clipping."""
+    """One update: the loss before it in nats per token, the norm of the gradient before clipping, and the pace.
+
+    `mfu` is the part of the device's arithmetic that the model needed, from 0 to about 1.
+    """
 
     step: int
     loss: Number = None
     lr: Number = None
     grad_norm: Number = None
     tokens_per_second: Number = None
+    memory_bytes: int | None = None
+    mfu: Number = None
 
 
 class EvaluationOut(BaseModel):
-    """Mean losses in nats per token after so many updates."""
+    """After so many updates: mean losses in nats per token, the part of tokens told right, e to the validation loss."""
 
     step: int
     train_loss: Number = None
     val_loss: Number = None
+    val_accuracy: Number = None
+    val_perplexity: Number = None
 
 
 class SegmentOut(BaseModel):

@@ -25,6 +25,7 @@ class Precision:
 
     def __init__(self, name: str, device: str) -> None:
         self._type = _TYPES.get(name)
+        self.product_type = self._type or torch.float32
         self._kind = device.partition(":")[0]
         self._scaler = torch.amp.GradScaler(self._kind) if name == "fp16" else None
 

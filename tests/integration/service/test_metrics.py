@@ -18,7 +18,7 @@ Finished = Callable[..., tuple[Job, Checkpoint]]
 
 
 def step(number: int, loss: float = 2.0) -> feed.Said:
-    more = {"lr": 0.1, "grad_norm": 1.5, "tokens_per_second": 100.0, "memory_bytes": 7}
+    more = {"lr": 0.1, "grad_norm": 1.5, "tokens_per_second": 100.0, "memory_bytes": 7, "mfu": 0.5}
     return ("step", {"step": number, "loss": loss, **more})
 
 
@@ -29,7 +29,8 @@ def job(submit: Callable[..., Job], hand: Hand) -> Job:
     job = hand.claim()
     hand.say(job, ("eval", {"step": 0, "train_loss": 4.0, "val_loss": 5.0}), *(step(n) for n in range(1, 20)))
     hand.say(job, ("resumed", {"attempt": 2, "from_step": 10, "checkpoint": "c"}), step(11, 3.0), step(12, 3.0))
-    hand.say(job, ("eval", {"step": 12, "train_loss": 1.0, "val_loss": 1.5}))
+    told = {"train_loss": 1.0, "val_loss": 1.5, "val_accuracy": 0.6, "val_perplexity": 4.5}
+    hand.say(job, ("eval", {"step": 12, **told}))
     return job
 
 
@@ -42,10 +43,11 @@ def test_a_jobs_curve_as_json(client: TestClient, job: Job) -> None:
         (11, 3.0),
         (12, 3.0),
     ]
-    assert curve["points"][0] == {"step": 1, "loss": 2.0, "lr": 0.1, "grad_norm": 1.5, "tokens_per_second": 100.0}
+    pace = {"tokens_per_second": 100.0, "memory_bytes": 7, "mfu": 0.5}
+    assert curve["points"][0] == {"step": 1, "loss": 2.0, "lr": 0.1, "grad_norm": 1.5, **pace}
     assert curve["evaluations"] == [
-        {"step": 0, "train_loss": 4.0, "val_loss": 5.0},
-        {"step": 12, "train_loss": 1.0, "val_loss": 1.5},
+        {"step": 0, "train_loss": 4.0, "val_loss": 5.0, "val_accuracy": None, "val_perplexity": None},
+        {"step": 12, "train_loss": 1.0, "val_loss": 1.5, "val_accuracy": 0.6, "val_perplexity": 4.5},
     ]
     assert curve["segments"] == [{"job": job.id, "from_step": 0, "to_step": 12, "checkpoint": None, "mode": None}]
     assert (curve["missing"], curve["downsampled"]) == (None, False)
@@ -72,10 +74,12 @@ def test_csv_has_a_row_for_each_step_that_was_made_or_measured(client: TestClien
     answer = client.get(f"/jobs/{job.id}/metrics?format=csv")
     assert answer.headers["content-disposition"] == f'attachment; filename="{job.id}.csv"'
     lines = answer.text.split("\n")
-    assert lines[0] == "step,loss,lr,grad_norm,tokens_per_second,train_loss,val_loss"
-    assert lines[1] == "0,,,,,4.0,5.0"
-    assert lines[2] == "1,2.0,0.1,1.5,100.0,,"
-    assert lines[13] == "12,3.0,0.1,1.5,100.0,1.0,1.5"
+    assert lines[0] == (
+        "step,loss,lr,grad_norm,tokens_per_second,memory_bytes,mfu,train_loss,val_loss,val_accuracy,val_perplexity"
+    )
+    assert lines[1] == "0,,,,,,,4.0,5.0,,"
+    assert lines[2] == "1,2.0,0.1,1.5,100.0,7,0.5,,,,"
+    assert lines[13] == "12,3.0,0.1,1.5,100.0,7,0.5,1.0,1.5,0.6,4.5"
     assert [int(row["step"]) for row in csv.DictReader(lines)] == list(range(13))
 
 

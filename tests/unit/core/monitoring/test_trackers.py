@@ -111,7 +111,7 @@ def started(step: int = 0) -> Started:
 
 
 def step(number: int) -> Step:
-    return Step(number, 1 / number, 1e-3, 2.0, 100.0, 1 << 20)
+    return Step(number, 1 / number, 1e-3, 2.0, 100.0, 1 << 20, 0.5)
 
 
 def track(folder: Path, events: list[Event], *names: str, run_name: str = "job_1") -> list[str]:
