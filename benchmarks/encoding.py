@@ -1,7 +1,7 @@
 """A large source becomes tokens: how fast, and in how much memory, which is not to grow with the file.
 
 Rows are made on the spot, of two sizes of file; each is encoded by a fresh process, with characters and with byte pairs
-trained on it.
+trained on it. `python benchmarks/encoding.py 64` makes a file of 64 MiB alone.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def main() -> None:
     """One row for each size and tokenizer."""
     words = (PROJECT / "sources" / "training_data_final_merged.md").read_text().split("\n\n")
     with tempfile.TemporaryDirectory() as folder:
-        for size_mib in SIZES_MIB:
+        for size_mib in map(int, sys.argv[1:] or SIZES_MIB):
             path = Path(folder) / f"{size_mib}.jsonl"
             make(path, words, size_mib << 20)
             for kind in ("characters", "bpe"):

@@ -202,20 +202,25 @@ class Ratchet(Wire):
         path = f"/checkpoints/{segment(checkpoint)}/export"
         return self._send("POST", path, json=settings, timeout=GENERATION_SECONDS)
 
-    def sources(self) -> list[dict[str, Any]]:
-        """All training data at hand, by name."""
+    def sources(self, *, tokenizer: str | None = None) -> list[dict[str, Any]]:
+        """All training data at hand, by name; with `tokenizer`, its tokens, as far as they can be had soon."""
         found: list[dict[str, Any]] = []
         more = True
         while more:
             after = found[-1]["name"] if found else None
-            page = self._send("GET", "/sources", params=given({"after": after}))
+            asked = given({"after": after, "tokenizer": tokenizer})
+            page = self._send("GET", "/sources", params=asked, timeout=READING_SECONDS)
             found += page["data"]
             more = bool(page.get("has_more")) and bool(page["data"])
         return found
 
-    def source(self, name: str, **columns: str) -> dict[str, Any]:
-        """What is in one source, and the first of its bad rows; `columns` are as `prompt="question"`."""
-        return self._send("GET", f"/sources/{segment(name)}", params=as_query(columns), timeout=READING_SECONDS)
+    def source(self, name: str, *, tokenizer: str | None = None, **columns: str) -> dict[str, Any]:
+        """What is in one source, and the first of its bad rows; `columns` are as `prompt="question"`.
+
+        With `tokenizer` (`characters`, a base model's name, or a checkpoint's), its tokens, too.
+        """
+        asked = {**as_query(columns), **given({"tokenizer": tokenizer})}
+        return self._send("GET", f"/sources/{segment(name)}", params=asked, timeout=READING_SECONDS)
 
     def upload_source(
         self,

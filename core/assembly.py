@@ -9,12 +9,13 @@ from pathlib import Path
 
 from core.bases.fingerprints import check_base, of_base
 from core.checkpointing import CheckpointStore
+from core.checkpoints.data_place import what_becomes_of_rows
 from core.checkpoints.exactness import be_deterministic, departures, surroundings, warning_of
 from core.checkpoints.legacy import restore_legacy_optimizer
 from core.checkpoints.opening import base_folder, hashes_of_base
 from core.checkpoints.resume_rules import ResumeMode
 from core.checkpoints.saving import RunIdentity, RunSaver
-from core.config import TrainingConfig
+from core.config import TrainingConfig, config_to_dict
 from core.devices import select_device
 from core.distributed import ALONE, Ranks
 from core.errors import CheckpointMismatch, ConfigError, GenerationError, StopAsked
@@ -91,7 +92,7 @@ def assemble(
         parts = replace(parts, cautions=(*_cautions(goes_on, parts), *_moved(goes_on, parts)))
         _restore(goes_on, parts)
     meanwhile()
-    run, start_step = _begun(goes_on, parts, start_step, end_step)
+    run, start_step = _begun(goes_on, parts, mode, start_step, end_step)
     saver = RunSaver(store, corpus, identity or RunIdentity(), meanwhile) if store else None
     # A step that was gone on from is kept already; a run that stops before its first update needs no second copy.
     return Trainer(parts, run, emit, should_stop, saver, start_step, saved_step=run.step if goes_on else -1)
@@ -222,13 +223,13 @@ def _objective(config: TrainingConfig, method: str, original: Path | None, devic
 
 
 def _begun(
-    goes_on: CheckpointContent | None, parts: Parts, start_step: int | None, end_step: int | None
+    goes_on: CheckpointContent | None, parts: Parts, mode: ResumeMode, start_step: int | None, end_step: int | None
 ) -> tuple[RunState, int]:
     """Where the run is, with its end, and where it began."""
     run = RunState.of(goes_on) if goes_on else RunState()
     start_step = run.step if start_step is None else start_step
-    if run.step == start_step:
-        # Another run may be on a machine with more memory.
+    if run.step == start_step and mode is not ResumeMode.EXACT:
+        # Another run may be on a machine with more memory; but in how many parts a batch is computed decides its bits.
         run.num_parts = 1
     run.end_step = _end_step(parts, start_step, end_step or start_step + parts.config.training_steps)
     return run, start_step
@@ -248,14 +249,11 @@ def _check_preferences(method: str, resume: CheckpointContent | None, mode: Resu
 
 
 def _moved(resume: CheckpointContent, parts: Parts) -> tuple[str, ...]:
-    """Rows come in their order, so batches of another size begin at another place."""
-    before, now = resume["config"], parts.config
-    names = ("batch_size", "gradient_accumulation_steps", "num_processes", "block_size")
-    changed = [name for name in names if before.get(name, getattr(now, name)) != getattr(now, name)]
-    if parts.method == "lm" or not changed:
+    """Rows of one source come in their order, so batches of another size begin at another place."""
+    if parts.method == "lm" or len(parts.config.shares) > 1:
         return ()
-    said = f"{', '.join(changed)} changed, so some rows of this epoch are passed over or come again"
-    return (said,)
+    said = what_becomes_of_rows(resume["config"], config_to_dict(parts.config), resume["step"])
+    return (said,) if said else ()
 
 
 def _end_step(parts: Parts, start_step: int, end_step: int) -> int:

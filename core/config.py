@@ -17,6 +17,7 @@ from typing import Any, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from core.checkpoints.before_rows import check_still_text
 from core.checkpoints.resume_rules import ResumeMode, merge
 from core.errors import CheckpointMismatch, ConfigError, Difference
 from core.hyperparameters import from_json
@@ -116,6 +117,10 @@ class TrainingConfig(ReportingSettings, LearningSettings, ModelSettings, DataSet
             raise ValueError("method 'dpo' needs a pretrained model: preferences are taught to what can already write")
         if self.freeze_layers and self.use_lora:
             raise ValueError("freeze_layers is for whole models: LoRA freezes all of the base anyway")
+        if self.quantization != "none" and not self.is_pretrained:
+            raise ValueError("quantization is for the weights of a base, and a model from scratch has none")
+        if self.quantization != "none" and not self.use_lora:
+            raise ValueError("quantization needs use_lora: quantized weights cannot train, adapters beside them can")
         if self.sources and self.source != self.sources[0].source:
             raise ValueError(f"source '{self.source}' is none of sources, or not the first: give one of the two")
         if self.sources and self.columns:
@@ -227,6 +232,8 @@ def resume_config(
     after = parse(TrainingConfig, {**_without_opposites(before, overrides), "training_steps": steps, **overrides})
     same_content = {"source"} if checkpoint.get("source_sha256") else set()
     _check_end(checkpoint, before, after, mode)
+    if mode is not ResumeMode.WARM_START:
+        check_still_text(checkpoint["config"], [share.source for share in after.shares])
     dumped = before.model_dump(mode="json"), after.model_dump(mode="json")
     return after, merge(*dumped, mode, same_content=same_content)
 

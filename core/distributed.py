@@ -52,21 +52,34 @@ class Ranks:
 
     def agree(self, said: bool) -> bool:
         """What rank 0 says, on every rank."""
-        if self.world_size == 1:
-            return said
-        flag = torch.tensor([int(said)], device=self.device)
-        with _all_there():
-            dist.broadcast(flag, src=0)
-        return bool(flag.item())
+        return bool(self.told(int(said))[0])
 
-    def mean(self, value: float) -> float:
-        """The mean of one number over all ranks."""
+    def told(self, *said: int) -> list[int]:
+        """The numbers that rank 0 says, on every rank."""
         if self.world_size == 1:
-            return value
-        total = torch.tensor([value], dtype=torch.float64, device=self.device)
+            return list(said)
+        numbers = torch.tensor(said, device=self.device)
         with _all_there():
-            dist.all_reduce(total)
-        return float(total.item()) / self.world_size
+            dist.broadcast(numbers, src=0)
+        return [int(number) for number in numbers.tolist()]
+
+    def means(self, *values: float) -> list[float]:
+        """The mean of each of these numbers over all ranks, in one exchange."""
+        if self.world_size == 1:
+            return list(values)
+        totals = torch.tensor(values, dtype=torch.float64, device=self.device)
+        with _all_there():
+            dist.all_reduce(totals)
+        return [float(total) / self.world_size for total in totals.tolist()]
+
+    def largest(self, number: int) -> int:
+        """The largest of all ranks' numbers."""
+        if self.world_size == 1:
+            return number
+        found = torch.tensor([number], device=self.device)
+        with _all_there():
+            dist.all_reduce(found, op=dist.ReduceOp.MAX)
+        return int(found.item())
 
     def average_gradients(self, parameters: Iterable[Tensor]) -> None:
         """Replace each gradient by its mean over all ranks."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from core.config import TrainingConfig
+from core.libraries import import_bitsandbytes, import_peft
 from core.machine.processes import importing
 
 
@@ -34,4 +35,10 @@ def import_what_it_takes(config: TrainingConfig) -> None:
         import_transformers()
     if config.use_lora:
         with importing():
-            import peft  # noqa: F401  # for its imports alone
+            import_peft()
+    if config.quantization != "none":
+        with importing():
+            import_bitsandbytes("quantization", config.quantization, "none")
+    if config.optimizer == "adamw_8bit":
+        with importing():
+            import_bitsandbytes("optimizer", "adamw_8bit", "adamw")

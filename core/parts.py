@@ -113,6 +113,7 @@ def build_model(
 
     Raises:
         ModelUnavailable: the base cannot be had.
+        ConfigError: `lora_targets` names a layer that is not there, or a package is missing.
     """
     lora: Any = {
         "lora_rank": config.lora_rank,
@@ -129,6 +130,7 @@ def build_model(
 
         folder = base or find_base(config.base_model)
         given: Any = {"dropout": config.dropout, "base_name": config.base_model, "mapped": mapped}
+        given["quantization"] = config.quantization
         pretrained = GPT2Wrapper if config.model_type == "gpt2" else CausalLM
         return pretrained(folder, config.use_lora, **given, **lora)
     assert vocab_size is not None, "a model from scratch needs its tokenizer's vocabulary"

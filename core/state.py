@@ -59,7 +59,7 @@ class RunState:
     initial_train_loss: float | None = None
     last_checkpoint_train_loss: float | None = None
     num_parts: int = 1
-    """In how many parts each batch is computed, so that it fits into memory."""
+    """In how many parts each batch is computed, so that it fits into memory; the same on all ranks."""
     evaluations: list[dict[str, float]] = field(default_factory=list)
 
     @classmethod

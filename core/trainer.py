@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from core.checkpoints.saving import RunSaver
-from core.errors import NonFiniteLoss, OutOfMemory, RatchetError
+from core.errors import NonFiniteLoss, RatchetError
 from core.events import CheckpointSaved, Emit, Eval, Started, Step, Warned
 from core.machine.failpoints import failpoint
-from core.memory import until_it_fits
+from core.memory import Portions
+from core.models.four_bit import num_weights
 from core.monitoring.evaluation import Evaluation, ShouldStop, evaluate
 from core.monitoring.evaluation import estimate_loss as estimate_loss
 from core.monitoring.narration import Narrator
@@ -62,6 +63,7 @@ class Trainer:
     start_step: int = 0
     saved_step: int = -1
     narrator: Narrator = field(init=False)
+    portions: Portions = field(init=False)
     clock: Clock = field(init=False)
     utilization: Utilization = field(init=False)
     num_tokens: int = field(init=False, default=0)
@@ -69,6 +71,7 @@ class Trainer:
     def __post_init__(self) -> None:
         self.narrator = Narrator(self.emit)
         parts = self.parts
+        self.portions = Portions(self.run, parts.ranks, parts.config.batch_size, parts.device, self.emit)
         self.clock = Clock(parts.tokens_per_step)
         flops = flops_per_token(parts.model, parts.block_size, parts.method)
         self.utilization = Utilization(flops, parts.device, parts.precision.product_type, parts.ranks.world_size)
@@ -85,7 +88,7 @@ class Trainer:
         """The loop."""
         self.begin()
         while self.run.step < self.run.end_step and not self.is_out_of_patience():
-            if self.parts.ranks.agree(self.should_stop()):
+            if self.portions.told(self.should_stop()):
                 return self.stop()
             loss = self.update()
             self.report_progress_if_due(loss)
@@ -98,15 +101,14 @@ class Trainer:
     def begin(self) -> None:
         """Say what is trained, and measure where it starts, unless the checkpoint knew or nothing is due there."""
         model, run = self.parts.model, self.run
-        counts = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
-        num_parameters = sum(count for count, _ in counts)
+        num_parameters, num_trainable = num_weights(model)
         self.narrator.begun(run, self.parts, num_parameters)
         self.emit(
             Started(
                 start_step=run.step,
                 end_step=run.end_step,
                 num_parameters=num_parameters,
-                num_trainable=sum(count for count, trains in counts if trains),
+                num_trainable=num_trainable,
                 device=self.parts.device,
                 train_tokens=self.parts.data.num_tokens["train"],
                 val_tokens=self.parts.data.num_tokens["val"],
@@ -151,8 +153,8 @@ class Trainer:
 
     def accumulate_gradients(self) -> float:
         """Add up the gradients of this rank's batches; returns the mean loss of all ranks' batches."""
-        total = until_it_fits(self.add_gradients, self.take_smaller_parts, self.parts.device)
-        return self.checked("loss", self.parts.ranks.mean(total))
+        total = self.portions.until_it_fits(self.add_gradients)
+        return self.checked("loss", self.portions.mean_of_step(total))
 
     def add_gradients(self) -> float:
         """The gradients of this rank's batches, each in as many parts as memory asks for."""
@@ -175,22 +177,6 @@ class Trainer:
                     return total
                 parts.precision.backward(loss if share == 1 else loss * share)
         return total
-
-    def take_smaller_parts(self, refused: OutOfMemory) -> None:
-        """Compute half as much at once from here on; what is learnt stays the same.
-
-        Raises:
-            OutOfMemory: less than one row cannot be computed.
-        """
-        if self.run.num_parts >= self.parts.config.batch_size:
-            raise refused
-        self.run.num_parts *= 2
-        self.emit(
-            Warned(
-                f"memory ran out at step {self.run.step}: from here on each batch is computed in {self.run.num_parts} "
-                "parts, which takes longer; what the batches hold and count stays the same"
-            )
-        )
 
     def finish_gradients(self) -> float:
         """Average over ranks, undo fp16's scale, clip; returns the norm before."""
@@ -263,11 +249,7 @@ class Trainer:
         if not self.parts.ranks.leads:
             return
         failpoint("trainer.evaluating")
-        found = until_it_fits(
-            lambda: evaluate(self.parts, self.should_stop, self.run.num_parts),
-            self.take_smaller_parts,
-            self.parts.device,
-        )
+        found = self.portions.until_it_fits(self.measure)
         if found is None:
             return
         for name, loss in found.losses.items():

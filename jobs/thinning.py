@@ -31,7 +31,9 @@ def thin(session: Session, before: float, *, chunk: int = CHUNK, kept_steps: int
     Returns:
         Whether there was anything to do, so that there may be more.
     """
-    whole = select(Job.id, Job.training_steps, Job.thinned_seq, Job.last_seq)
+    # By the steps that were made: those that were planned may be ten million until epochs are counted, and a run may
+    # end long before them.
+    whole = select(Job.id, col(Job.step) - col(Job.start_step), Job.thinned_seq, Job.last_seq)
     whole = whole.where(text(ENDED_AND_WHOLE), col(Job.finished_at) < before).order_by(col(Job.finished_at)).limit(100)
     found = session.exec(whole.with_for_update(skip_locked=True)).all()
     for job in found:
@@ -42,9 +44,9 @@ def thin(session: Session, before: float, *, chunk: int = CHUNK, kept_steps: int
 
 
 def _thin_stretch(session: Session, job: tuple[str, int, int, int], chunk: int, kept_steps: int) -> int:
-    job_id, num_steps, begin, last_seq = job
+    job_id, num_made, begin, last_seq = job
     end = min(last_seq, begin + chunk)
-    stride = num_steps // kept_steps
+    stride = num_made // kept_steps
     if stride > 1:
         in_stretch = (col(Event.job_id) == job_id, col(Event.seq) > max(begin, ENDS), col(Event.seq) <= end)
         is_surplus = (col(Event.kind) == "step", col(Event.seq) % stride != 0, col(Event.seq) <= last_seq - ENDS)

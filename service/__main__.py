@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import signal
 import sys
-from types import FrameType
 
 from pydantic import ValidationError
 
@@ -18,9 +17,6 @@ from service.server import Server, listen, prepare_for_crowds
 from service.settings import ServiceSettings
 
 UNUSABLE = 2
-
-LAST_SECONDS = 9.5
-"""After a signal; what is in order has ended long before."""
 
 
 def main() -> int:
@@ -47,24 +43,11 @@ def main() -> int:
         return _unusable(f"Cannot listen on {settings.host} port {settings.port}: {error.strerror or error}.")
     server = Server(create_app(settings), settings)
     prepare_for_crowds(settings)
-    end_at_signals(server)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # uvicorn sets the same while it serves, and raises the signal again when it is done.
+        signal.signal(number, server.handle_exit)
     server.run(sockets=[listening])
     return 0
-
-
-def end_at_signals(server: Server) -> None:
-    """Let SIGTERM and Ctrl-C end the server, and the kernel the process if it is still there some seconds later.
-
-    A thread that waits for a database which does not answer cannot be told to stop, and Python would wait for it.
-    """
-
-    def end(number: int, frame: FrameType | None) -> None:
-        signal.setitimer(signal.ITIMER_REAL, LAST_SECONDS)
-        server.handle_exit(number, frame)
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        # uvicorn raises the signal again when it is done; by then it has been obeyed.
-        signal.signal(number, end)
 
 
 def _check_ledger(settings: ServiceSettings) -> None:

@@ -11,6 +11,7 @@ core.errors.RatchetError
 ├── FilterUnfit             filter_unfit
 ├── NothingSaved            nothing_saved
 ├── WorkerUnavailable       worker_unavailable
+├── DeviceBusy              device_busy
 ├── GenerationFailed        generation_failed
 ├── GenerationRefused       (the worker's own code)
 └── CheckpointMismatch
@@ -93,6 +94,12 @@ class WorkerUnavailable(RatchetError):
     """No worker that generates text can be reached."""
 
     code = "worker_unavailable"
+
+
+class DeviceBusy(RatchetError):
+    """The worker has no GPU to try something on: each trains a job."""
+
+    code = "device_busy"
 
 
 class GenerationFailed(RatchetError):

@@ -21,7 +21,7 @@ from core.errors import DiskFull, RatchetError, StorageError
 from jobs.tables import Worker
 from jobs.workers import list_workers
 from service.admission import one_of
-from service.errors import GenerationFailed, GenerationRefused, TooManyAtOnce, WorkerUnavailable
+from service.errors import DeviceBusy, GenerationFailed, GenerationRefused, TooManyAtOnce, WorkerUnavailable
 from service.schemas import is_alive
 
 # A model that is loaded for the first time, or a turn behind others, may take minutes to say its first word.
@@ -191,6 +191,8 @@ async def _refusal(answer: httpx2.Response) -> RatchetError:
         return GenerationRefused(answer.status_code, code, message)
     if answer.status_code == 507:
         return DiskFull(message) if code == DiskFull.code else StorageError(message)
+    if answer.status_code == 503 and code == DeviceBusy.code:
+        return DeviceBusy(message)
     if answer.status_code == 503:
         return WorkerUnavailable(message or "The worker that generates text is not ready.")
     return GenerationFailed("The worker could not generate text.")

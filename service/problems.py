@@ -60,6 +60,7 @@ STATUS: dict[type[RatchetError], int] = {
     LedgerUnavailable: 503,
     StorageError: 503,
     errors.WorkerUnavailable: 503,
+    errors.DeviceBusy: 503,
 }
 """An error has the status of the nearest of its classes in here."""
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import PurePath
 from typing import Any
 
 from core.bases.fingerprints import check_base, of_small_files
+from core.checkpoints.data_place import moved
 from core.checkpoints.manifest import Manifest
 from core.checkpoints.resume_rules import ResumeMode
 from core.config import MOST_STEPS, TrainingConfig, config_to_dict, parse, resume_config
 from core.errors import CheckpointCorrupt, Difference, SourceError
 from core.io_utils import get_data_source_name
 from core.sources.corpus import sha256_of_all
+from core.sources.files import SourceFacts
+from core.sources.methods import method_of
 from jobs import catalog, queue
 from jobs.errors import IllegalTransition, JobBusy
 from jobs.queue import NewJob
@@ -67,8 +70,7 @@ class Resumption:
         return self._go_on_from_first_whole(left, body, repeat)
 
     def _unpause(self, job: Job, body: ResumeIn, repeat: Repeat) -> Accepted:
-        if job.state is State.PAUSED:
-            self._check_own(job)
+        has_place = job.state is State.PAUSED and self._check_own(job)
         with self._intake.ledger.write() as session:
             # Its key may be new to the owner's jobs only once, as with a fresh run.
             take_turn(session, LINE)
@@ -78,7 +80,7 @@ class Resumption:
                 return earlier
             key = {} if repeat.key is None else {"resume_key": repeat.key, "resume_hash": repeat.request_hash}
             try:
-                return Accepted(queue.unpause(session, job, **key, **_changes(job, body)))
+                return Accepted(queue.unpause(session, job, **key, **_changes(job, body, has_place)))
             except IllegalTransition as error:
                 raise JobBusy(f"Job {job.id} is {job.state} and needs no resume; {_ELSEWHERE}.") from error
 
@@ -93,7 +95,10 @@ class Resumption:
         manifest = self._shelf.sound_manifest(row)
         # Refuses, among other things, a source whose name is too long to be looked for in all its parts.
         before = parse(TrainingConfig, {"source": "", **manifest.config})
-        saved = {**config_to_dict(before), "source": self._name_below_root(before.source)}
+        saved = {**config_to_dict(before), **self._names_below_root(before)}
+        if "method" not in manifest.config:
+            # What it does not say tells its release, see `core.checkpoints.before_rows`.
+            del saved["method"]
         state = {
             "config": saved,
             "step": manifest.step,
@@ -101,12 +106,14 @@ class Resumption:
             "source_sha256": manifest.hashes.get("source"),
         }
         config, differences = resume_config(state, body.overrides(), body.mode)
-        self._check_source(config, manifest, body.mode)
+        facts = self._check_source(config, manifest, body.mode)
         self._check_base(config, manifest)
+        if body.mode is not ResumeMode.WARM_START and _has_place(config, facts):
+            differences += _moved(saved, config, manifest.step)
         spec = self._spec(row, manifest, config, differences, body, repeat)
         return self._intake.put_in_line(replace(spec, warning=warning), repeat)
 
-    def _check_source(self, config: TrainingConfig, manifest: Manifest, mode: ResumeMode) -> None:
+    def _check_source(self, config: TrainingConfig, manifest: Manifest, mode: ResumeMode) -> list[SourceFacts]:
         """Optimizer and data position go on in the same text alone; a warm start may read any."""
         try:
             facts = self._intake.check_sources(config)
@@ -123,6 +130,7 @@ class Resumption:
                 field="source",
                 differences=[Difference("source_sha256", before, now)],
             )
+        return facts
 
     def _check_base(self, config: TrainingConfig, manifest: Manifest) -> None:
         """What a worker would refuse later, as far as it can be told without reading weights: adapters know their base.
@@ -134,8 +142,12 @@ class Resumption:
             return
         check_base(config.base_model, manifest.name, manifest.hashes, of_small_files(folder))
 
-    def _check_own(self, job: Job) -> None:
-        """Before a paused job goes on: the text and the base are what its own newest checkpoint says, if it has one."""
+    def _check_own(self, job: Job) -> bool:
+        """Before a paused job goes on: the text and the base are what its own newest checkpoint says, if it has one.
+
+        Returns:
+            See `_has_place`.
+        """
         config = parse(TrainingConfig, job.config)
         with self._intake.ledger.read() as session:
             row = catalog.latest_checkpoint(session, job.id)
@@ -144,16 +156,27 @@ class Resumption:
         except CheckpointCorrupt:
             manifest = None  # Its worker will take the one before.
         if manifest is None:
-            self._intake.check_sources(config)
-            return
-        self._check_source(config, manifest, ResumeMode.EXTEND)
+            return _has_place(config, self._intake.check_sources(config))
+        facts = self._check_source(config, manifest, ResumeMode.EXTEND)
         self._check_base(config, manifest)
+        return _has_place(config, facts)
+
+    def _names_below_root(self, config: TrainingConfig) -> dict[str, Any]:
+        """A console run's checkpoint names its sources by paths; what lies below the root has a shorter name.
+
+        The hash that the checkpoint keeps tells whether those are the same texts.
+        """
+        if not config.sources:
+            return {"source": self._name_below_root(config.source)}
+        found: dict[str, str] = {}
+        for path in (share.source for share in config.sources):
+            name = self._name_below_root(path)
+            # Two paths may end alike, and then the second one is none of what is here.
+            found[path] = path if name in found.values() else name
+        shares = [share.model_copy(update={"source": found[share.source]}) for share in config.sources]
+        return {"source": shares[0].source, "sources": [share.model_dump(mode="json") for share in shares]}
 
     def _name_below_root(self, source: str) -> str:
-        """A console run's checkpoint names its source by a path; what lies below the root has a shorter name.
-
-        The hash that the checkpoint keeps tells whether that is the same text.
-        """
         parts = PurePath(source).parts
         for start in range(len(parts)):
             name = "/".join(parts[start:])
@@ -193,8 +216,22 @@ class Resumption:
         )
 
 
-def _changes(job: Job, body: ResumeIn) -> dict[str, Any]:
+def _has_place(config: TrainingConfig, facts: Sequence[SourceFacts]) -> bool:
+    """Whether it learns the rows of one source in their order, see `core.checkpoints.data_place`."""
+    kinds = {share.source: found.kind for share, found in zip(config.shares, facts, strict=True)}
+    return len(kinds) == 1 and method_of(kinds, config) != "lm"
+
+
+def _moved(before: Mapping[str, Any], config: TrainingConfig, step: int) -> list[Difference]:
+    found = moved(before, config_to_dict(config), step)
+    return [found] if found else []
+
+
+def _changes(job: Job, body: ResumeIn, has_place: bool) -> dict[str, Any]:
     """What the columns of a paused job become; its steps to make are counted from where it is.
+
+    Args:
+        has_place: See `_has_place`.
 
     Raises:
         JobBusy: it cannot be changed like this, or not yet.
@@ -223,6 +260,7 @@ def _changes(job: Job, body: ResumeIn) -> dict[str, Any]:
     known = {"keep_checkpoints": 0, **job.config, "training_steps": job.training_steps}
     saved = {"config": known, "step": job.step}
     config, differences = resume_config(saved, {**overrides, "training_steps": steps}, body.mode)
+    differences += _moved(known, config, job.step) if has_place else []
     # Also when nothing changes: what changed the last time is not what changes now.
     columns["diff"] = [asdict(item) for item in differences]
     if differences:

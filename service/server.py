@@ -6,8 +6,10 @@ import asyncio
 import gc
 import logging
 import resource
+import signal
 import socket
 import sys
+from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
@@ -21,6 +23,9 @@ FAREWELL_SECONDS = 7
 
 GRACE_SECONDS = 8
 """Requests that still run after this long, whoever reads them, are given up."""
+
+LAST_SECONDS = 9.5
+"""After a signal; what is in order has ended long before."""
 
 SPARE_FILES = 200
 """Open files beside those of the streams."""
@@ -64,6 +69,15 @@ class Server(uvicorn.Server):
         cutting = asyncio.get_running_loop().call_later(FAREWELL_SECONDS, self._cut_off)
         await super().shutdown(sockets)
         cutting.cancel()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """End, and let the kernel end the process if it is still there some seconds later.
+
+        A thread that waits for a database which does not answer cannot be told to stop, and Python would wait for it.
+        """
+        if not signal.getitimer(signal.ITIMER_REAL)[0]:
+            signal.setitimer(signal.ITIMER_REAL, LAST_SECONDS)
+        super().handle_exit(sig, frame)
 
     def _cut_off(self) -> None:
         for connection in list(self.server_state.connections):

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.checkpointing import CheckpointStore, load_checkpoint
+from core.checkpoints.before_rows import check_still_text
 from core.checkpoints.resume_rules import ResumeMode
 from core.config import TrainingConfig, parse
 from core.errors import (
@@ -165,6 +166,9 @@ def train(assignment: Assignment, pipe: Pipe | None, is_stopped: Callable[[], bo
     # All ranks have read it before the first one may retire it.
     resume = _opened(Path(assignment.resume), pulse) if assignment.resume else None
     config = parse(TrainingConfig, assignment.config)
+    if resume and assignment.mode != ResumeMode.WARM_START:
+        # A job of an earlier release may be on its second attempt.
+        check_still_text(resume["config"], [share.source for share in config.shares])
     pulse()
     corpus = Corpus.of(config.shares, SourceFolder(Path(assignment.sources)).file)
     pulse()

@@ -3,16 +3,49 @@
 from __future__ import annotations
 
 import threading
+import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import BaseModel, ConfigDict, Field
+
 from core.config import TrainingConfig, parse
+from core.errors import CheckpointNotFound, SourceError
+from core.hyperparameters.data import SourceShare
+from worker.gpus import free_gpu
 from worker.inference_requests import ForecastAsk
 from worker.settings import WorkerSettings
 
 if TYPE_CHECKING:
     from core.forecasts.preflight import Prospect
+    from core.forecasts.token_counts import TokenCount, TokenCounter
+    from core.sources.beginnings import Beginning
+    from core.tokens.tokenizer import Tokenizer
 
 UNTIMED = "how long a step takes could not be tried: three of them did not come to their end within two minutes"
+
+
+class CountedSource(BaseModel):
+    """A source whose tokens are counted: what is known of it without any."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    columns: dict[str, str] = {}
+    num_characters: int
+    sha256: str
+
+
+class TokensAsk(BaseModel):
+    """The body of a request to count tokens, under a checkpoint's tokenizer, a base's, or none but characters."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    checkpoint: str | None = None
+    model: str | None = None
+    sources: list[CountedSource] = Field(max_length=200)
+    seconds: float = Field(gt=0, le=120)
+    most_characters: int = Field(ge=1, le=8 << 20)
 
 
 class Forecasts:
@@ -41,6 +74,58 @@ class Forecasts:
         with self._turn:
             return preview(self._prospect(wanted))
 
+    def tokens(self, wanted: TokensAsk) -> dict[str, Any]:
+        """How many tokens sources have; None for those for which there was no time.
+
+        Raises:
+            RatchetError: there is no such tokenizer.
+        """
+        from core.forecasts.token_counts import TokenCount, TokenCounter
+
+        began = time.monotonic()
+        if not self._turn.acquire(timeout=wanted.seconds):
+            return {"counts": [_said(TokenCount()) for _ in wanted.sources]}
+        try:
+            left = wanted.seconds - (time.monotonic() - began)
+            counter = TokenCounter(self._tokenizer(wanted), self.settings.data / "cache", left, wanted.most_characters)
+            return {"counts": [self._count(counter, source) for source in wanted.sources]}
+        finally:
+            self._turn.release()
+
+    def _count(self, counter: TokenCounter, source: CountedSource) -> dict[str, Any]:
+        from core.forecasts.token_counts import TokenCount
+
+        try:
+            part = self._beginning(source, counter.most_characters)
+        except SourceError as error:
+            return _said(TokenCount(error=error))
+        return _said(counter.count(part))
+
+    def _beginning(self, source: CountedSource, most_characters: int) -> Beginning:
+        from core.forecasts.token_counts import hashed
+        from core.sources.beginnings import beginnings
+        from core.sources.files import SourceFolder
+
+        share = SourceShare.model_validate({"source": source.name, "columns": source.columns})
+        sizes = {source.name: source.num_characters}
+        [part] = beginnings([share], SourceFolder(self.settings.sources), sizes, most_characters)
+        return hashed(part, source.sha256)
+
+    def _tokenizer(self, wanted: TokensAsk) -> Tokenizer | None:
+        from core.forecasts.token_counts import tokenizer_of_base, tokenizer_of_checkpoint
+
+        if wanted.checkpoint is not None:
+            return tokenizer_of_checkpoint(self._checkpoint(wanted.checkpoint), self.settings.models)
+        if wanted.model is not None:
+            return tokenizer_of_base(wanted.model, self.settings.models)
+        return None
+
+    def _checkpoint(self, name: str) -> Path:
+        path = self.settings.checkpoints / name
+        if Path(name).name != name or name.startswith(".") or path.is_symlink() or not path.is_dir():
+            raise CheckpointNotFound(f"no checkpoint '{name}'")
+        return path
+
     def _prospect(self, wanted: ForecastAsk) -> Prospect:
         from core.forecasts.preflight import Prospect
         from core.sources.beginnings import beginnings
@@ -58,7 +143,15 @@ class Forecasts:
             # What does not fit would be tried at the cost of whatever else runs here; a warning says it already.
             return {}
         config = parse(TrainingConfig, wanted.config)
-        seconds = seconds_per_step(config, self.settings.sources, self.settings.models, wanted.num_characters)
+        # Where a job trains, both would be slow, and maybe run out of memory: it is had alone, or not at all.
+        with free_gpu(config.device) as visible:
+            places = (self.settings.sources, self.settings.models)
+            seconds = seconds_per_step(config, *places, wanted.num_characters, visible)
         if seconds is None:
             return {"said": [*told["said"], UNTIMED]}
         return {"seconds_per_step": seconds, "seconds": seconds * told["training_steps"]}
+
+
+def _said(count: TokenCount) -> dict[str, Any]:
+    error = None if count.error is None else {"code": count.error.code, "message": count.error.message}
+    return {"num_tokens": count.num_tokens, "is_estimate": count.is_estimate, "error": error}

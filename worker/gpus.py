@@ -9,15 +9,29 @@ import os
 import re
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from core.errors import RatchetError
 
 log = logging.getLogger(__name__)
 
 ASK = ("nvidia-smi", "--query-gpu=index,uuid,name,memory.total", "--format=csv,noheader")
 ASK_SECONDS = 20.0
 DEVICES = Path("/dev")
+
+
+class DeviceBusy(RatchetError):
+    """Each GPU is somebody's now, and nothing can be tried on one beside them."""
+
+    code = "device_busy"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "each GPU of the worker trains a job now, so no step can be timed: ask again when one is free, or without "
+            "time"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +104,36 @@ class GpuLock:
             os.fchmod(handle, 0o666)
             return handle
         return os.open(self._path, flags)
+
+
+@contextlib.contextmanager
+def free_gpu(device: str, environment: Mapping[str, str] = os.environ) -> Iterator[str | None]:
+    """A GPU to try something on, had as a job has one: jobs leave it alone for that long, and it leaves theirs alone.
+
+    Args:
+        device: As in `TrainingConfig.device`.
+
+    Yields:
+        `CUDA_VISIBLE_DEVICES` of the process that tries it; None leaves it as it is.
+
+    Raises:
+        DeviceBusy: others have all there are.
+    """
+    gpus = [] if device == "cpu" else find_gpus(environment)
+    if not gpus:
+        yield "" if gpus is None or device == "cpu" else None
+        return
+    for gpu in gpus:
+        lock = GpuLock(gpu.uuid)
+        with contextlib.suppress(OSError):
+            if lock.take():
+                break
+    else:
+        raise DeviceBusy
+    try:
+        yield gpu.uuid
+    finally:
+        lock.give_back()
 
 
 def _parsed(line: str) -> Gpu | None:

@@ -7,7 +7,8 @@
 `POST /adopt` with `{"name": "checkpoint_….pt"}` makes a checkpoint of our own out of a legacy file below the root.
 `POST /export` with `{"checkpoint": name, "name": …, "merge": …}` makes a model's folder out of a checkpoint. What it
 takes to read either is here and not in the service.
-`POST /preflight` and `POST /preview` with `{"config": …, "num_characters": …}` say what a run would do.
+`POST /preflight` and `POST /preview` with `{"config": …, "num_characters": …}` say what a run would do, `POST /tokens`
+with a tokenizer and sources how many tokens those have.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ from core.errors import (
 )
 from core.imports import import_torch
 from core.machine.processes import exit_with_parent
-from worker.forecasts import Forecasts
+from worker.forecasts import Forecasts, TokensAsk
+from worker.gpus import DeviceBusy
 from worker.inference_process import TOKEN_VARIABLE
 from worker.inference_requests import Adopt, Ask, ExportAsk, ForecastAsk
 from worker.settings import WorkerSettings
@@ -167,6 +169,10 @@ class Generation:
         """Show its first batch."""
         return await self._carry_out(request, ForecastAsk, self.forecasts.preview)
 
+    async def tokens(self, request: Request) -> Response:
+        """Count the tokens of sources."""
+        return await self._carry_out(request, TokensAsk, self.forecasts.tokens)
+
     async def _carry_out(self, request: Request, kind: type[Body], act: Callable[[Body], dict[str, Any]]) -> Response:
         if not self._knows(request):
             return _refusal(401, "unauthorized", "the token is wrong")
@@ -239,6 +245,7 @@ def create_app(models: Models, token: str) -> Starlette:
         Route("/export", generation.export, methods=["POST"]),
         Route("/preflight", generation.preflight, methods=["POST"]),
         Route("/preview", generation.preview, methods=["POST"]),
+        Route("/tokens", generation.tokens, methods=["POST"]),
     ]
     return Starlette(routes=routes)
 
@@ -275,6 +282,8 @@ def _status(error: RatchetError) -> int:
             return 422
         case CheckpointError() | ModelUnavailable() | ExportError():
             return 409
+        case DeviceBusy():
+            return 503
         case StorageError():
             return 507
         case _:

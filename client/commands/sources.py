@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.table import Table
+from rich.text import Text
 
 from client import tables, wording
 from client.api import Ratchet
@@ -28,15 +31,25 @@ Columns = Annotated[
     ),
 ]
 
+Tokenizer = Annotated[
+    str | None,
+    typer.Option(
+        metavar="REF",
+        help="Count tokens, too: 'characters', a base model's name, or a checkpoint's id or name.",
+        show_default=False,
+    ),
+]
+
 
 @app.callback()
-def list_sources(context: typer.Context, as_json: AsJson = False) -> None:
+def list_sources(context: typer.Context, tokenizer: Tokenizer = None, as_json: AsJson = False) -> None:
     """List training data; add, show or remove some."""
     if context.invoked_subcommand is not None:
         return
     with Ratchet() as api:
-        found = api.sources()
-    print_list(found, as_json, tables.sources, f"There are no sources. Add one with: {command_name()} sources add FILE")
+        found = api.sources(tokenizer=tokenizer)
+    table = tables.sources if tokenizer is None else _with_tokens
+    print_list(found, as_json, table, f"There are no sources. Add one with: {command_name()} sources add FILE")
 
 
 @app.command()
@@ -60,10 +73,10 @@ def add(
 
 
 @app.command()
-def show(name: Name, column: Columns = None, as_json: AsJson = False) -> None:
+def show(name: Name, column: Columns = None, tokenizer: Tokenizer = None, as_json: AsJson = False) -> None:
     """Say what is in a source, and which rows of it cannot be used."""
     with Ratchet() as api:
-        found = api.source(name, **_columns(column))
+        found = api.source(name, tokenizer=tokenizer, **_columns(column))
     print_json(found) if as_json else _tell(found)
 
 
@@ -89,12 +102,28 @@ def _tell(found: dict[str, Any]) -> None:
     else:
         size, characters = wording.size(found["size_bytes"]), wording.rate(found["num_characters"])
         rows = f"{wording.rows(found)} rows" if found["format"] != "text" else "text"
-        typer.echo(printable(f"{found['name']}: {rows}, {characters} characters, {size}"))
+        tokens = f", {_tokens(found)} tokens" if found.get("num_tokens") is not None else ""
+        typer.echo(printable(f"{found['name']}: {rows}, {characters} characters{tokens}, {size}"))
     if found["num_bad_rows"]:
         typer.echo(f"{found['num_bad_rows']:,} cannot be used, and are left out:")
     place = "row" if found["format"] == "parquet" else "line"
     for row in found["bad_rows"]:
         typer.echo(printable(f"  {place} {row['number']} {row['reason']}"))
+
+
+def _with_tokens(items: Sequence[tables.Row], width: int) -> Table:
+    """Training data with the tokens that were asked for."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("source", "rows", "tokens", "size", "problem"):
+        table.add_column(heading, no_wrap=True)
+    for item in items:
+        cells = (item["name"], wording.rows(item), _tokens(item), wording.size(item["size_bytes"]), item["error"] or "")
+        table.add_row(*(Text(printable(cell)) for cell in cells))
+    return table
+
+
+def _tokens(item: tables.Row) -> str:
+    return ("about " if item.get("is_estimate") else "") + wording.rate(item.get("num_tokens"))
 
 
 @contextmanager

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-COMPUTING = ("torch", "numpy", "tokenizers", "transformers", "peft")
+COMPUTING = ("torch", "numpy", "tokenizers", "transformers", "peft", "bitsandbytes")
 """Packages whose release may change a bit of the result."""
 
 _TOLD = {
@@ -27,7 +28,9 @@ _TOLD = {
 def versions() -> dict[str, str]:
     """Of Python, and of each package that computes."""
     found = {"python": platform.python_version(), "torch": torch.__version__}
-    for name in ("ratchet", "numpy", "tokenizers", "transformers", "peft"):
+    # The last one only where it computes: to have it installed changes nothing.
+    optional = [name for name in ("bitsandbytes",) if sys.modules.get(name)]
+    for name in ("ratchet", "numpy", "tokenizers", "transformers", "peft", *optional):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

@@ -44,6 +44,7 @@ def export(checkpoint: Path, models_root: Path, name: str | None = None, *, merg
     """Write a checkpoint's model below the models root, whole or not at all.
 
     Logits are those of the checkpoint: to the last bit, or within 1e-5 where adapters were merged into their base.
+    Adapters that were trained on a quantized base are put out for, or merged into, the base as it is.
 
     Args:
         checkpoint: A published folder; what is taken of it is verified.
@@ -68,7 +69,8 @@ def export(checkpoint: Path, models_root: Path, name: str | None = None, *, merg
         raise ExportUnsupported(f"a model cannot be named {name!r}: letters, digits, '.', '_' and '-', and no 'tmp-'")
     _refuse_taken(models_root, name)
     # What is merged cannot be told apart from its base any more, so that has to be the true one to the last byte.
-    model, tokenizer = open_for_generation(checkpoint, models_root, of_base if merges else of_small_files)
+    fingerprints = of_base if merges else of_small_files
+    model, tokenizer = open_for_generation(checkpoint, models_root, fingerprints, whole_base=True)
     assert isinstance(model, CausalLM)
     if merges:
         model.merge()

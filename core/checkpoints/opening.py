@@ -38,7 +38,11 @@ Fingerprints = Callable[[Path], dict[str, str]]
 
 
 def open_for_generation(
-    path: Path, models_root: Path | None = None, fingerprints: Fingerprints = of_small_files
+    path: Path,
+    models_root: Path | None = None,
+    fingerprints: Fingerprints = of_small_files,
+    *,
+    whole_base: bool = False,
 ) -> tuple[LanguageModel, Tokenizer]:
     """The model of a checkpoint folder or of a legacy file, ready to be asked, and its tokenizer.
 
@@ -47,6 +51,7 @@ def open_for_generation(
     Args:
         fingerprints: What of the base that adapters belong to is compared with what they were trained on; by default
             what takes no time.
+        whole_base: Read the base as it is, even if the adapters were trained on it quantized.
 
     Raises:
         CheckpointError, ModelUnavailable, ConfigError: said in one sentence.
@@ -55,6 +60,8 @@ def open_for_generation(
         return load_for_generation(load_checkpoint(path), models_root)
     checkpoint = read_manifest(path)
     config = parse(TrainingConfig, checkpoint.manifest.config)
+    if whole_base:
+        config = config.model_copy(update={"quantization": "none"})
     if not config.is_pretrained:
         _verify(checkpoint, {_WEIGHTS, BPE_FILE if config.tokenizer == "bpe" else CHARACTERS_FILE})
         tokenizer = load_own_tokenizer(path)
@@ -117,12 +124,16 @@ def adopt_legacy(path: Path, store: CheckpointStore, models_root: Path | None = 
         restore_legacy_optimizer(optimizer, content["optimizer_state_dict"])
     run = RunState.of(content)
     captured = capture(model, optimizer, tokenizer, run)
+    said = config_to_dict(config)
+    if "method" not in content["config"]:
+        # It learnt its source as text, whatever that is called: see `core.checkpoints.before_rows`.
+        del said["method"]
     manifest = new_manifest(
         model=model.name,
         source=config.source,
         step=content["step"],
         end_step=content["end_step"],
-        config=config_to_dict(config),
+        config=said,
         versions=versions(),
     ).model_copy(update={"name": path.stem})
     return save_checkpoint(store, manifest, captured.write, size_bytes=captured.size_bytes)

@@ -54,6 +54,7 @@ CONTINUITY = frozenset(
         "seed",
         "lora_alpha",
         "use_rslora",
+        "quantization",
         "freeze_layers",
         "optimizer",
         "ema_decay",

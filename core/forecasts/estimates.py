@@ -31,10 +31,13 @@ from core.tokens.batches import Batch
 STEP_COPIES = 2
 """Of the largest weight that trains, which an update of AdamW makes."""
 
-MOMENTS = {"adamw": 2 * 4, "adamw_8bit": 2}
-"""Optimizer → bytes that it remembers for each number."""
+ADAMW_BYTES = 2 * 4
+"""What AdamW remembers of each number that trains."""
 
 MUON_BYTES = 4
+
+SMALLEST_IN_8_BITS = 4096
+"""Tensors with fewer numbers are remembered as AdamW does it; of others, each block of 256 has two scales."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,13 +102,17 @@ def memory_of(
 def _moments(config: TrainingConfig, model: LanguageModel) -> int:
     """By the groups of the run's own optimizer, so that which weight is whose is said once."""
     if config.optimizer == "adamw_8bit":
-        return sum(MOMENTS["adamw_8bit"] * p.numel() for p in model.parameters() if p.requires_grad)
+        return sum(_in_8_bits(parameter.numel()) for parameter in model.parameters() if parameter.requires_grad)
     groups = build_optimizer(config, model).param_groups
     return sum(
-        (MUON_BYTES if "inputs_first" in group else MOMENTS["adamw"]) * parameter.numel()
+        (MUON_BYTES if "inputs_first" in group else ADAMW_BYTES) * parameter.numel()
         for group in groups
         for parameter in group["params"]
     )
+
+
+def _in_8_bits(count: int) -> int:
+    return ADAMW_BYTES * count if count < SMALLEST_IN_8_BITS else 2 * (count + 4 * -(-count // 256))
 
 
 def _peak(
@@ -116,7 +123,7 @@ def _peak(
     live = _Live()
     precision = Precision("fp32" if config.precision == "fp32" else "bf16", "cpu")
     try:
-        with _quiet(), FakeTensorMode(allow_non_fake_inputs=True):
+        with _quiet(), _experts_of_any_type(), FakeTensorMode(allow_non_fake_inputs=True):
             for one in (model, reference):
                 if one is not None:
                     _give_shapes(one)
@@ -129,7 +136,7 @@ def _peak(
                     loss.backward()  # type: ignore[no-untyped-call]  # torch's own
                     del loss
     except Exception:
-        # Which token goes to which expert depends on numbers, and there are none; each family stumbles in its own way.
+        # What comes next may depend on numbers, and there are none; each family stumbles in its own way.
         return None
     return live.most + _mask_bytes(batch)
 
@@ -152,6 +159,20 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         log.disabled = was
+
+
+@contextmanager
+def _experts_of_any_type() -> Iterator[None]:
+    """All experts of a layer are multiplied at once, with as many rows whichever tokens they get; but shapes of that
+    product torch knows in bfloat16 alone. The library's own product, with the same shapes, it knows in every type.
+    """
+    from transformers.integrations import moe
+
+    was, moe._can_use_grouped_mm = moe._can_use_grouped_mm, lambda *_: False
+    try:
+        yield
+    finally:
+        moe._can_use_grouped_mm = was
 
 
 def _give_shapes(model: nn.Module) -> None:

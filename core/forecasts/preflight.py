@@ -27,6 +27,7 @@ from core.forecasts.outline import Outline, outline
 from core.losses import UNLEARNT
 from core.models import LanguageModel
 from core.models.base import find_base
+from core.models.four_bit import num_weights
 from core.objectives import NextToken, Objective, Preference
 from core.optimization.updates import freeze
 from core.sources.beginnings import Beginning, corpus_of
@@ -207,7 +208,7 @@ class Prospect:
 def preflight(prospect: Prospect) -> dict[str, Any]:
     """All that can be told without training, as plain values; `known` is for `core.forecasts.forecast_warnings`."""
     config, device = prospect.config, prospect.device
-    counts = [(parameter.numel(), parameter.requires_grad) for parameter in prospect.model.parameters()]
+    num_parameters, num_trainable = num_weights(prospect.model)
     # What it is made of is asked before the model is played through.
     memory, at_hand = prospect.memory, memory_at_hand(device)
     num_epochs = prospect.training_steps / prospect.steps_per_epoch
@@ -236,8 +237,8 @@ def preflight(prospect: Prospect) -> dict[str, Any]:
         "steps_per_epoch": round(prospect.steps_per_epoch, 2),
         "training_steps": prospect.training_steps,
         "num_epochs": round(num_epochs, 2),
-        "num_parameters": sum(count for count, _ in counts),
-        "num_trainable": sum(count for count, trains in counts if trains),
+        "num_parameters": num_parameters,
+        "num_trainable": num_trainable,
         "memory_bytes": {**asdict(memory), "total": memory.total},
         "memory_at_hand_bytes": at_hand,
         "device": device,

@@ -27,9 +27,17 @@ MOST_CHARACTERS = 1 << 20
 
 
 def seconds_per_step(
-    config: TrainingConfig, sources_root: Path, models_root: Path, num_characters: dict[str, int]
+    config: TrainingConfig,
+    sources_root: Path,
+    models_root: Path,
+    num_characters: dict[str, int],
+    visible_devices: str | None = None,
 ) -> float | None:
-    """Of a few updates that nobody keeps; None if they could not be made within two minutes."""
+    """Of a few updates that nobody keeps; None if they could not be made within two minutes.
+
+    Args:
+        visible_devices: `CUDA_VISIBLE_DEVICES` of the process that tries them; None leaves it as it is.
+    """
     told = {
         "config": config_to_dict(config),
         "sources": str(sources_root),
@@ -37,6 +45,7 @@ def seconds_per_step(
         "num_characters": num_characters,
         "parent": os.getpid(),
     }
+    visible = {} if visible_devices is None else {"CUDA_VISIBLE_DEVICES": visible_devices}
     try:
         done = subprocess.run(
             [sys.executable, "-m", "core.forecasts.timing"],
@@ -44,7 +53,7 @@ def seconds_per_step(
             capture_output=True,
             text=True,
             timeout=MOST_SECONDS,
-            env={**os.environ, **POLITE},
+            env={**os.environ, **POLITE, **visible},
             check=True,
         )
         return float(json.loads(done.stdout)["seconds"])

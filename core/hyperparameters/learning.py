@@ -18,7 +18,7 @@ class LearningSettings(BaseModel):
     optimizer: Literal["adamw", "muon", "adamw_8bit"] = Field(
         "adamw",
         description="`muon` orthogonalizes the updates of the blocks' matrices, and AdamW does the rest; `adamw_8bit` "
-        "needs CUDA and bitsandbytes.",
+        "keeps its moments in 8 bits and needs bitsandbytes.",
     )
     muon_learning_rate: float = Field(0.02, gt=0, le=10, description="Peak rate of the matrices under `muon`.")
     weight_decay: float = Field(0.01, ge=0, le=10, description="Pull of the weights towards zero, times the rate.")

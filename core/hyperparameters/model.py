@@ -59,6 +59,9 @@ class ModelSettings(BaseModel):
         description="Layers that get adapters: `all-linear`, or names separated by commas (`q_proj,v_proj`).",
     )
     use_rslora: bool = Field(False, description="Scale adapters by alpha / √rank.")
+    quantization: Literal["none", "nf4"] = Field(
+        "none", description="Of the base below adapters: `nf4` keeps the matrices of its blocks in 4 bits each number."
+    )
     use_dora: bool = Field(False, description="Adapters with a magnitude of their own (DoRA).")
 
     @field_validator("base_model", mode="before")

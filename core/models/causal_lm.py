@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 
 from core.errors import CheckpointMismatch, ModelUnavailable
+from core.libraries import import_peft
 from core.losses import next_token_loss
 from core.models import LanguageModel
 from core.models.attention import segment_positions
+from core.models.blocks import linear_kinds
 from core.models.lora import ALL_LINEAR, adapter_config, adapter_targets, wrap_with_adapters
 from core.models.pretrained import load_causal_lm, load_tokenizer
 from core.tokens.tokenizer import PretrainedTokenizer, TokenIds
@@ -36,11 +38,12 @@ class CausalLM(LanguageModel):
         base_name: What the user calls the base: its last part names checkpoints, and adapters refer to it.
         mapped: Leave the weights where they are read from, for a model that is only asked.
         lora_targets: Which linear layers get adapters, see `core.models.lora.adapter_targets`.
+        quantization: As in `TrainingConfig`: of the base, which then takes adapters alone.
         adapters: `use_rslora` and `use_dora`.
 
     Raises:
         ModelUnavailable: the folder cannot be used.
-        ConfigError: `lora_targets` names a layer that is not there.
+        ConfigError: `lora_targets` names a layer that is not there, or what quantizes is not installed.
     """
 
     def __init__(
@@ -54,12 +57,13 @@ class CausalLM(LanguageModel):
         base_name: str | None = None,
         mapped: bool = False,
         lora_targets: str = ALL_LINEAR,
+        quantization: str = "none",
         **adapters: bool,
     ) -> None:
         super().__init__()
-        model = load_causal_lm(base, dropout)
+        model = load_causal_lm(base, dropout, in_four_bits=quantization == "nf4")
         self.vocab_size = int(model.config.vocab_size)
-        self.max_context = _num_positions(model.config)
+        self.max_context = num_positions(model.config)
         if not mapped:
             _check_causal(model, base)
         if not (mapped or use_lora):
@@ -71,7 +75,7 @@ class CausalLM(LanguageModel):
         self.use_lora = use_lora
         self.network: Any = model
         if use_lora:
-            self.network = _with_adapters(model, lora_targets, lora_rank, lora_alpha, lora_dropout, **adapters)
+            self.network = with_adapters(model, lora_targets, lora_rank, lora_alpha, lora_dropout, **adapters)
             self.weights_file = "adapter_model.safetensors"
         self.short_name = short_name(base_name or base.name)
         self._told_apart: bool | None = None
@@ -118,10 +122,8 @@ class CausalLM(LanguageModel):
     def tensors(self) -> dict[str, Tensor]:
         """The adapters alone, or all weights with the tied head left out, under Hugging Face's own names."""
         if self.use_lora:
-            from peft import get_peft_model_state_dict
-
             # Left to itself, peft asks the hub whether the base has grown tokens; none here ever does.
-            return dict(get_peft_model_state_dict(self.network, save_embedding_layers=False))
+            return dict(import_peft().get_peft_model_state_dict(self.network, save_embedding_layers=False))
         tied = set(self.network.all_tied_weights_keys)
         return {name: tensor for name, tensor in self.network.state_dict().items() if name not in tied}
 
@@ -159,7 +161,7 @@ def short_name(base_name: str) -> str:
     return re.sub(r"[^A-Za-z0-9]+", "-", Path(base_name).name).strip("-")[:60] or "causal-lm"
 
 
-def _num_positions(config: Any) -> int:
+def num_positions(config: Any) -> int:
     """Most tokens that it can see; families without a bound of their own are given a far one."""
     said = getattr(config, "max_position_embeddings", None)
     return int(said) if isinstance(said, int) and said > 0 else 1 << 20
@@ -208,13 +210,19 @@ def _own_pages(model: Any) -> None:
         parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
 
 
-def _with_adapters(model: Any, targets: str, rank: int, alpha: float, dropout: float, **more: bool) -> Any:
-    from transformers.pytorch_utils import Conv1D
+def with_adapters(model: Any, targets: str, rank: int, alpha: float, dropout: float, **more: bool) -> Any:
+    """A Hugging Face model as a `peft.PeftModel`, its own weights frozen; `targets` as in `CausalLM`.
 
+    Raises:
+        ConfigError: they name a layer that is not there.
+    """
     head = model.get_output_embeddings()
-    kinds = (torch.nn.Linear, Conv1D)
     # Not peft's "all-linear": that takes experts, too, which cannot have dropout before their adapters.
-    linear = {name: part for name, part in model.named_modules() if isinstance(part, kinds) and part is not head}
+    linear = {
+        name: part for name, part in model.named_modules() if isinstance(part, linear_kinds()) and part is not head
+    }
+    # GPT-2 and its kin keep their matrices as (in, out); peft asks to be told.
+    inputs_first = any(not isinstance(part, torch.nn.Linear) for part in linear.values())
     config = adapter_config(
         adapter_targets(linear, targets),
         rank,
@@ -223,7 +231,10 @@ def _with_adapters(model: Any, targets: str, rank: int, alpha: float, dropout: f
         **more,
         task_type="CAUSAL_LM",
         base_model_name_or_path=model.name_or_path,
-        # GPT-2 and its kin keep their matrices as (in, out); peft asks to be told.
-        fan_in_fan_out=any(isinstance(part, Conv1D) for part in linear.values()),
+        fan_in_fan_out=inputs_first,
     )
-    return wrap_with_adapters(model, config)
+    adapted = wrap_with_adapters(model, config)
+    # Whoever reads it has the base as it is, not in four bits.
+    were_first = any(getattr(part, "inputs_first", False) for part in linear.values())
+    adapted.peft_config["default"].fan_in_fan_out = inputs_first or were_first
+    return adapted

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from core.errors import ConfigError
+from core.libraries import import_peft
 
 ALL_LINEAR = "all-linear"
 
@@ -48,23 +49,17 @@ def adapter_config(targets: list[str] | str, rank: int, alpha: float, dropout: f
     Args:
         more: `use_rslora`, `use_dora` and whatever else peft knows.
     """
-    from peft import LoraConfig
-
-    return LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, **more)
+    return import_peft().LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, **more)
 
 
 def add_adapters(model: nn.Module, targets: list[str], rank: int, alpha: float, dropout: float, **more: Any) -> None:
     """Put adapters into `model` in place and freeze everything else; `more` as in `adapter_config`."""
-    from peft import inject_adapter_in_model
-
-    inject_adapter_in_model(adapter_config(targets, rank, alpha, dropout, **more), model)
+    import_peft().inject_adapter_in_model(adapter_config(targets, rank, alpha, dropout, **more), model)
 
 
 def wrap_with_adapters(model: Any, config: Any) -> Any:
     """A pretrained model as a `peft.PeftModel`, its own weights frozen."""
-    from peft import get_peft_model
-
     with warnings.catch_warnings():
         # peft asks transformers by a name that transformers has just deprecated; nothing for a user to act on.
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
-        return get_peft_model(model, config)
+        return import_peft().get_peft_model(model, config)

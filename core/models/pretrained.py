@@ -8,7 +8,7 @@ given both. Before a model is built, it is laid out without memory: a configurat
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -20,6 +20,7 @@ from torch import Tensor
 from core.bases.gguf_file import is_gguf_folder
 from core.errors import ModelUnavailable
 from core.models.folder import check_tokenizer_files, read_config, read_weights, unusable
+from core.models.four_bit import linear_in_blocks, take_place
 from core.models.gguf import config_of, read_header, weights_of
 from core.models.gguf_tokenizer import tokenizer_of
 
@@ -40,37 +41,55 @@ _DROPOUT = re.compile(
 _CAUSAL = re.compile(r"\w+(ForCausalLM|LMHeadModel)")
 
 
-def load_causal_lm(folder: Path, dropout: float = 0.0) -> Any:
+def load_causal_lm(folder: Path, dropout: float = 0.0, *, in_four_bits: bool = False) -> Any:
     """The causal language model of a folder in fp32; weights are the pages of the folder's files wherever they can be.
 
     Args:
         dropout: At each place where the family has one.
+        in_four_bits: Pack the matrices of its blocks, one after the other, see `core.models.four_bit`.
 
     Raises:
         ModelUnavailable: says what of the folder cannot be used.
+        ConfigError: what packs them is not installed.
     """
     said, weights = _settings_and_weights(folder)
-    config_class, model_class = _classes(folder, said)
-    if odd := [name for name, tensor in weights.items() if not tensor.is_floating_point()]:
-        # Masks that older files keep among their weights are computed anew.
-        if not all(name.endswith("bias") for name in odd):
-            raise unusable(folder, f"its weights {odd[0]} are no floating-point numbers")
-        weights = {name: tensor for name, tensor in weights.items() if name not in odd}
-    _check_counts(folder, said, config_class, len(weights))
-    _be_quiet()
+    laid_out = _laid_out(folder, said, weights, len(weights), dropout)
+    # Masks that older files keep among their weights are computed anew.
+    weights = {name: tensor for name, tensor in weights.items() if tensor.is_floating_point()}
+    to_pack = _to_pack(laid_out, weights) if in_four_bits else {}
     with _one_sentence(folder):
-        config = config_class(**{**_shape(config_class, said), **_drops(config_class, dropout)})
-        config.architectures = [model_class.__name__]
-        with torch.device("meta"):
-            laid_out = model_class(config)
-        _check_fit(folder, laid_out, weights)
         # The model's own class, not the automatic one: that would look for what the folder asks for.
-        model, found = model_class.from_pretrained(
-            None, config=config, state_dict=weights, dtype=torch.float32, output_loading_info=True
+        model, found = type(laid_out).from_pretrained(
+            None,
+            config=laid_out.config,
+            state_dict={**weights, **dict(to_pack.values())},
+            dtype=torch.float32,
+            output_loading_info=True,
         )
     if missing := sorted(found["missing_keys"]):
         raise unusable(folder, f"its weights lack {', '.join(missing[:3])}")
     _check_all_used(folder, found["unexpected_keys"], model)
+    if in_four_bits:
+        _pack(folder, model, to_pack, weights)
+    return model
+
+
+def lay_out_causal_lm(folder: Path, dropout: float = 0.0, *, in_four_bits: bool = False) -> Any:
+    """The same without memory, on the meta device; of the weights, only what they are is read.
+
+    Raises:
+        ModelUnavailable, ConfigError: as `load_causal_lm`.
+    """
+    if is_gguf_folder(folder):
+        header = read_header(folder)
+        model = _laid_out(folder, config_of(folder, header), {}, len(header.tensors), dropout)
+    else:
+        weights = read_weights(folder)
+        model = _laid_out(folder, read_config(folder), weights, len(weights), dropout)
+    model.tie_weights()
+    if in_four_bits:
+        for name, _ in list(linear_in_blocks(model)):
+            take_place(model, name)
     return model
 
 
@@ -116,6 +135,53 @@ def _settings_and_weights(folder: Path) -> tuple[dict[str, Any], dict[str, Tenso
     header = read_header(folder)
     # Settings first: they are looked through before anything is unpacked.
     return config_of(folder, header), weights_of(folder, header)
+
+
+def _laid_out(
+    folder: Path, said: Mapping[str, Any], weights: Mapping[str, Tensor], num_weights: int, dropout: float
+) -> Any:
+    """The model that a configuration asks for, on the meta device, if it fits the weights, as far as they are known."""
+    config_class, model_class = _classes(folder, said)
+    _check_counts(folder, said, config_class, num_weights)
+    numbers = {name: tensor for name, tensor in weights.items() if tensor.is_floating_point()}
+    if odd := [name for name in weights if name not in numbers and not name.endswith("bias")]:
+        raise unusable(folder, f"its weights {odd[0]} are no floating-point numbers")
+    _be_quiet()
+    with _one_sentence(folder):
+        config = config_class(**{**_shape(config_class, said), **_drops(config_class, dropout)})
+        config.architectures = [model_class.__name__]
+        with torch.device("meta"):
+            model = model_class(config)
+        if weights:
+            _check_fit(folder, model, numbers)
+    return model
+
+
+def _to_pack(laid_out: Any, weights: Mapping[str, Tensor]) -> dict[str, tuple[str, Tensor]]:
+    """Layer → the name of its weight in the file, and what is loaded in its place: one number, as often as it takes.
+
+    So transformers makes no copy of a matrix in fp32 that is then packed.
+    """
+    layers = {f"{name}.weight": name for name, _ in linear_in_blocks(laid_out)}
+    prefix = f"{laid_out.base_model_prefix}."
+    found = {}
+    for name, tensor in weights.items():
+        same = next((n for n in (name, f"{prefix}{name}", name.removeprefix(prefix)) if n in layers), None)
+        if same is not None:
+            found[layers[same]] = name, torch.zeros((), dtype=torch.float32).expand(tensor.shape)
+    return found
+
+
+def _pack(
+    folder: Path, model: Any, to_pack: Mapping[str, tuple[str, Tensor]], weights: MutableMapping[str, Tensor]
+) -> None:
+    """Put layers in four bits where linear ones are; what has been packed is let go of."""
+    layers: dict[str, Any] = dict(linear_in_blocks(model))
+    for layer, (_, stand_in) in to_pack.items():
+        if layer not in layers or layers[layer].weight.data_ptr() != stand_in.data_ptr():
+            raise unusable(folder, f"its weights {layer} are put together in a way that cannot be quantized")
+    for name, part in layers.items():
+        take_place(model, name, weights.pop(to_pack[name][0]) if name in to_pack else part.weight)
 
 
 def _classes(folder: Path, said: Mapping[str, Any]) -> tuple[Any, Any]:

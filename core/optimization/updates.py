@@ -15,13 +15,18 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from core.config import TrainingConfig
 from core.errors import ConfigError, DeviceUnavailable
+from core.libraries import import_bitsandbytes
 from core.models import LanguageModel
+from core.models.blocks import blocks_of as blocks_of
+from core.models.blocks import linear_kinds
 from core.optimization.muon import Muon
 from core.optimization.plain_adamw import PlainAdamW
 from core.optimization.schedules import learning_rate_factor
 
 CLIP_FULL = 1.0
 CLIP_LORA = 2.0
+
+_EIGHT_BIT_UPDATE = "bitsandbytes::optimizer_update_8bit_blockwise"
 
 
 class Together(torch.optim.Optimizer):
@@ -115,20 +120,6 @@ def freeze(model: nn.Module, num_layers: int) -> None:
         block.requires_grad_(False)
 
 
-def blocks_of(model: nn.Module) -> nn.ModuleList:
-    """The layers of a model, whatever its family calls them: the longest list that is in no other list."""
-    return max(_outermost_lists(model), key=len, default=nn.ModuleList())
-
-
-def _outermost_lists(module: nn.Module) -> Iterator[nn.ModuleList]:
-    # Within a block there may be a longer one: of experts.
-    for child in module.children():
-        if isinstance(child, nn.ModuleList):
-            yield child
-        else:
-            yield from _outermost_lists(child)
-
-
 def _is_embedding(name: str, module: nn.Module) -> bool:
     """A norm of embeddings counts as one; a matrix with that name is a head."""
     if isinstance(module, nn.Embedding):
@@ -180,26 +171,19 @@ def _matrices(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> Iterator[
 
 
 def _linear_kinds(config: TrainingConfig) -> tuple[type[nn.Module], ...]:
-    if not config.is_pretrained:
-        return (nn.Linear,)
-    from transformers.pytorch_utils import Conv1D
-
-    return (nn.Linear, Conv1D)
+    return linear_kinds() if config.is_pretrained else (nn.Linear,)
 
 
 def _eight_bit_adamw(device: torch.device) -> Any:
-    """AdamW that keeps its moments in 8 bits. Written after the library's documents; no test here can run it.
+    """AdamW that keeps its moments in 8 bits.
 
     Raises:
         DeviceUnavailable: it has no kernels for this device.
         ConfigError: it is not installed.
     """
-    if device.type != "cuda":
-        said = f"optimizer 'adamw_8bit' needs a CUDA device, and this run is on {device.type}: use 'adamw'"
+    library = import_bitsandbytes("optimizer", "adamw_8bit", "adamw")
+    # What it says of devices in words is true of something in it, but not of all.
+    if not torch._C._dispatch_has_kernel_for_dispatch_key(_EIGHT_BIT_UPDATE, device.type.upper()):
+        said = f"optimizer 'adamw_8bit' has no kernels for {device.type}, and this run is on it: use 'adamw'"
         raise DeviceUnavailable(said, field="optimizer")
-    try:
-        from bitsandbytes.optim import AdamW8bit
-    except ImportError:
-        said = "'adamw_8bit' needs the package bitsandbytes: pip install 'ratchet[bitsandbytes]', or use 'adamw'"
-        raise ConfigError([("optimizer", said)]) from None
-    return AdamW8bit
+    return library.optim.AdamW8bit

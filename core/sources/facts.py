@@ -6,7 +6,7 @@ import hashlib
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -98,10 +98,17 @@ def unchanged_key(file: BinaryIO) -> tuple[int, int, int]:
 
 
 class FactsMemory:
-    """Facts of sources, or why they have none, by root, name, columns, and what `unchanged_key` says of the file."""
+    """Facts of sources, or why they have none, by root, name, columns, and what `unchanged_key` says of the file.
 
-    def __init__(self, capacity: int = NUM_REMEMBERED) -> None:
+    Args:
+        find: Reads a file that is not known.
+    """
+
+    def __init__(
+        self, find: Callable[[BinaryIO, str, Mapping[str, str]], SourceFacts], capacity: int = NUM_REMEMBERED
+    ) -> None:
         self._capacity = capacity
+        self._find = find
         self._known: OrderedDict[Hashable, SourceFacts | SourceError] = OrderedDict()
         self._lock = threading.Lock()
         # Whoever asks while another reads the same file waits for that one; two files may share a lock.
@@ -132,7 +139,7 @@ class FactsMemory:
         before = unchanged_key(file)
         found: SourceFacts | SourceError
         try:
-            found = facts_of(file, name, columns)
+            found = self._find(file, name, columns)
         except SourceError as error:
             found = error
         if unchanged_key(file) != before:

@@ -17,6 +17,7 @@ from core.sources.facts import READ_BYTES as CHUNK_BYTES
 from core.sources.facts import FactsMemory, sha256_of, unchanged_key
 from core.sources.facts import SourceFacts as SourceFacts
 from core.sources.places import files_below, open_anywhere, open_below
+from core.sources.quarantine import facts_apart
 from core.sources.rows import NO_COLUMNS, BadRow, Row, SourceFormat, check_columns, format_of, read_rows
 
 __all__ = [
@@ -31,7 +32,7 @@ __all__ = [
     "source_file",
 ]
 
-_MEMORY = FactsMemory()
+_MEMORY = FactsMemory(facts_apart)
 """Of this process. It holds only what can be found again."""
 
 

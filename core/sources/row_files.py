@@ -111,6 +111,9 @@ def _parquet_records(file: BinaryIO, columns: Mapping[str, str], name: str) -> I
         wanted = [column for column in (columns.get(field, field) for field in fields_of_rows()) if column in header]
         for batch in opened.iter_batches(BATCH_ROWS, columns=wanted, use_threads=False):
             yield from _records_in(batch)
+    except MemoryError:
+        said = "a part of it takes more memory than there is; write it with smaller row groups"
+        raise SourceNotReadable(f"source '{name}' cannot be read as Parquet: {said}") from None
     # A damaged file meets pyarrow in many places, in some of which Python is the first to notice.
     except (arrow.ArrowException, OSError, ValueError, LookupError, OverflowError) as error:
         said = str(error).strip().partition("\n")[0][:200]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from core.errors import CheckpointCorrupt
 from core.machine.outside import read_plain
-from core.tokens.tokenizer import BPE_FILE, TokenIds, check_whole
+from core.tokens.tokenizer import BPE_FILE, Encoded, TokenIds, check_whole, encoded_of
 
 MAX_BPE_BYTES = 128 << 20
 """A million tokens, each with the merge that makes it, take half of it."""
@@ -87,9 +87,25 @@ class BytePairTokenizer:
         pieces = _pieces(check_whole(text))
         found = [np.empty(0, dtype=np.int64)]
         while some := list(islice(pieces, _PIECES_AT_ONCE)):
-            for encoding in self._tokenizer.encode_batch_fast(some, add_special_tokens=False):
-                found.append(np.asarray(encoding.ids, dtype=np.int64))
+            found += [np.asarray(ids, dtype=np.int64) for ids in self._ids_of_each(some)]
         return np.concatenate(found)
+
+    def encode_batch(self, texts: Sequence[str]) -> Encoded:
+        """The same of many texts, by all cores.
+
+        Raises:
+            GenerationError: as for `encode`.
+        """
+        pieces: list[str] = []
+        num_pieces = [0]
+        for text in texts:
+            pieces += _pieces(check_whole(text))
+            num_pieces.append(len(pieces))
+        found = encoded_of(self._ids_of_each(pieces))
+        return Encoded(found.ids, found.starts[num_pieces])
+
+    def _ids_of_each(self, texts: list[str]) -> list[list[int]]:
+        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
     def decode(self, ids: Any) -> str:
         """The text of ids; bytes that are no whole character become U+FFFD."""

@@ -93,7 +93,8 @@ def _conversation(messages: Sequence[Message], render: Render) -> Example:
 
 def _place(messages: Sequence[Message], number: int, whole: str, done: int, render: Render) -> tuple[int, int]:
     """Where a turn is in the whole, the marks that end it included."""
-    before, after = render(messages[:number], True), render(messages[: number + 1], False)
+    before = render(messages[:number], True)
+    after = whole if number + 1 == len(messages) else render(messages[: number + 1], False)
     begins_here = whole.startswith(before) and done <= len(before)
     if begins_here and whole.startswith(after) and len(before) <= len(after):
         return len(before), len(after)

@@ -28,13 +28,17 @@ from core.sources.row_json import Unfit
 from core.sources.rows import BadRow, Row, RowKind, SourceFormat, TextRow, num_characters
 from core.tokens.bpe import BytePairTokenizer
 from core.tokens.conversations import END, PLAIN_END, Example, Render, by_template, examples_of, plainly
-from core.tokens.token_files import Stored, TokenFile, TokenWriter, alone, forget, make_room, open_tokens
+from core.tokens.pieces import Pieces
+from core.tokens.token_files import TokenFile, TokenWriter, alone, forget, make_room, open_tokens
 from core.tokens.tokenizer import CharacterTokenizer, PretrainedTokenizer, Tokenizer
 
 FORMAT = 2
 """Of what is kept; another one would be encoded anew."""
 
 CHARACTERS_AT_ONCE = 4 << 20
+"""Of a text: each of its pieces is encoded by a core of its own, if the tokenizer cannot do better."""
+
+ROW_CHARACTERS_AT_ONCE = 1 << 20
 ROWS_AT_ONCE = 4096
 CACHE_BYTES = 50 << 30
 """Of all files of tokens; those that were not used for longest give way."""
@@ -89,6 +93,15 @@ class Encoder:
                 make_room(self.cache, CACHE_BYTES, keep=path)
         return found
 
+    def kept(self, part: Part) -> TokenFile | None:
+        """The tokens of a source if they are kept; nothing is encoded."""
+        if self.cache is None or _size_bytes(part) < KEPT_FROM_BYTES or not self.cache.is_dir():
+            return None
+        try:
+            return open_tokens(self.cache / f"{self._key(part)}.tokens")
+        except (OSError, ValueError, KeyError):
+            return None
+
     def _written(self, part: Part, path: Path) -> TokenFile:
         try:
             writer = TokenWriter(path)
@@ -117,7 +130,8 @@ class Encoder:
         for number, _ in enumerate(islice(rows, writer.progress.num_rows)):
             if number % ROWS_AT_ONCE == 0:
                 self.meanwhile()
-        for some in _batches(rows):
+        is_text = part.format is SourceFormat.TEXT
+        for some in _batches(rows, CHARACTERS_AT_ONCE if is_text else ROW_CHARACTERS_AT_ONCE):
             self._add(part, some, writer)
             writer.note()
             self.meanwhile()
@@ -126,56 +140,35 @@ class Encoder:
                 self.emit(Log(f"🔤 Encoding {part.source.name}: {writer.progress.num_tokens:,} tokens so far"))
 
     def _add(self, part: Part, rows: list[Row | BadRow], writer: TokenWriter) -> None:
-        """Encode some rows at once, by as many cores as the tokenizer knows to use."""
-        pieces: list[str] = []
-        of_rows: list[list[Example] | str] = []
-        for row in rows:
-            said = self._examples(part, row)
-            of_rows.append(said)
-            if not isinstance(said, str):
-                pieces += [text for example in said for text, _ in example if text is not END]
-        encoded = iter(encode_all(self.tokenizer, pieces))
-        for row, found in zip(rows, of_rows, strict=True):
-            told = found if isinstance(found, str) else self._keep(found, encoded, writer)
-            writer.progress.num_rows += 1
-            if told:
-                writer.progress.num_bad_rows += 1
-                if len(writer.progress.bad_rows) < NUM_TOLD:
-                    number = row.number if isinstance(row, BadRow) else writer.progress.num_rows
-                    writer.progress.bad_rows.append((number, told))
+        """Encode some rows at once and write them at once."""
+        pieces, render = Pieces(self.tokenizer.eos_id), self.render
+        reasons: dict[int, str] = {}
+        for index, row in enumerate(rows):
+            found = self._examples(part, row, render)
+            if isinstance(found, str):
+                reasons[index] = found
+            pieces.add([] if isinstance(found, str) else found)
+        laid = pieces.laid(self.tokenizer.encode_batch(pieces.texts))
+        writer.add(laid.stored, laid.lengths)
+        reasons |= dict.fromkeys(np.flatnonzero(laid.idle).tolist(), "has nothing to learn once it is encoded")
+        progress = writer.progress
+        for index in sorted(reasons)[: NUM_TOLD - len(progress.bad_rows)]:
+            row = rows[index]
+            number = row.number if isinstance(row, BadRow) else progress.num_rows + index + 1
+            progress.bad_rows.append((number, reasons[index]))
+        progress.num_bad_rows += len(reasons)
+        progress.num_rows += len(rows)
 
-    def _examples(self, part: Part, row: Row | BadRow) -> list[Example] | str:
+    def _examples(self, part: Part, row: Row | BadRow, render: Render) -> list[Example] | str:
         """What a row teaches, or why it teaches nothing."""
         if isinstance(row, BadRow):
             return row.reason
         if part.format is SourceFormat.TEXT and isinstance(row, TextRow):
             return [[(row.text, True)]]
         try:
-            found = examples_of(row, self.render, learns_all=self.learns_all)
+            return examples_of(row, render, learns_all=self.learns_all)
         except Unfit as unfit:
             return str(unfit)
-        end = END if self.tokenizer.eos_id is not None else PLAIN_END
-        return [[(end if text is END else text, is_learnt) for text, is_learnt in pieces] for pieces in found]
-
-    def _keep(self, examples: list[Example], encoded: Iterator[Stored], writer: TokenWriter) -> str | None:
-        """Write a row's examples; or say why none of them teaches anything."""
-        made = [self._stored(example, encoded) for example in examples]
-        # The first token of an example follows nothing, so it is never learnt.
-        if any(not (stored[1:] >= 0).any() for stored in made) and not self._is_text(examples):
-            return "has nothing to learn once it is encoded"
-        for stored in made:
-            writer.add(stored)
-        return None
-
-    def _is_text(self, examples: list[Example]) -> bool:
-        return all(is_learnt for example in examples for _, is_learnt in example)
-
-    def _stored(self, example: Example, encoded: Iterator[Stored]) -> Stored:
-        found = []
-        for text, is_learnt in example:
-            ids = np.array([self.tokenizer.eos_id], np.int32) if text is END else next(encoded)
-            found.append(ids if is_learnt else ~ids)
-        return np.concatenate(found) if found else np.zeros(0, np.int32)
 
     @property
     def render(self) -> Render:
@@ -190,14 +183,6 @@ class Encoder:
         columns = dict(sorted((part.columns or {}).items()))
         told = [FORMAT, part.source.sha256, part.format, columns, fingerprint(self.tokenizer), self.tokenizer.eos_id]
         return hashlib.sha256(json.dumps([*told, self.learns_all]).encode()).hexdigest()
-
-
-def encode_all(tokenizer: Tokenizer, texts: list[str]) -> list[Stored]:
-    """The ids of each text."""
-    if isinstance(tokenizer, PretrainedTokenizer) and texts:
-        found = tokenizer.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-        return [np.asarray(ids, np.int32) for ids in found]
-    return [tokenizer.encode(text).astype(np.int32) for text in texts]
 
 
 def fingerprint(tokenizer: Tokenizer) -> str:
@@ -290,13 +275,13 @@ def no_rows(name: str, bad: list[BadRow]) -> SourceNoRows:
     return SourceNoRows(f"source '{name}' has no row that can be used: {first}", [(b.number, b.reason) for b in bad])
 
 
-def _batches(rows: Iterable[Row | BadRow]) -> Iterator[list[Row | BadRow]]:
+def _batches(rows: Iterable[Row | BadRow], characters_at_once: int) -> Iterator[list[Row | BadRow]]:
     some: list[Row | BadRow] = []
     size = 0
     for row in rows:
         some.append(row)
         size += 0 if isinstance(row, BadRow) else num_characters(row)
-        if size >= CHARACTERS_AT_ONCE or len(some) == ROWS_AT_ONCE:
+        if size >= characters_at_once or len(some) == ROWS_AT_ONCE:
             yield some
             some, size = [], 0
     if some:

@@ -14,7 +14,7 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -92,12 +92,13 @@ class TokenWriter:
         self._starts = self._reopened(self._starts_path, 8 * self.progress.num_examples)
         self._noted_at = time.monotonic()
 
-    def add(self, stored: Stored) -> None:
-        """One more example."""
-        self._starts.write(np.int64(self.progress.num_tokens).tobytes())
+    def add(self, stored: Stored, lengths: Sequence[int] | NDArray[np.int64]) -> None:
+        """More examples, one after the other, each of its length."""
+        ends = self.progress.num_tokens + np.cumsum(lengths, dtype=np.int64)
+        self._starts.write((ends - lengths).tobytes())
         self._tokens.write(np.ascontiguousarray(stored, np.int32).tobytes())
         self.progress.num_tokens += len(stored)
-        self.progress.num_examples += 1
+        self.progress.num_examples += len(ends)
 
     def note(self) -> None:
         """Now and then, at the end of a row: from here on nothing up to here is done again."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,6 +22,19 @@ MAX_CHARACTERS_BYTES = 32 << 20
 TokenIds = NDArray[np.int64]
 
 
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Several texts, one after the other.
+
+    Args:
+        ids: Shape (num_tokens,).
+        starts: Where each text begins, and where the last one ends, shape (num_texts + 1,).
+    """
+
+    ids: NDArray[np.int32]
+    starts: NDArray[np.int64]
+
+
 class Tokenizer(Protocol):
     """What data preparation, checkpoints and generation need of a tokenizer."""
 
@@ -35,6 +50,10 @@ class Tokenizer(Protocol):
 
     def encode(self, text: str) -> TokenIds:
         """Token ids, shape (T,)."""
+        ...
+
+    def encode_batch(self, texts: Sequence[str]) -> Encoded:
+        """The same of many texts at once, which is many times as fast."""
         ...
 
     def decode(self, ids: Any) -> str:
@@ -59,7 +78,7 @@ class CharacterTokenizer:
         self.characters = characters
         code_points = np.array([ord(character) for character in characters], dtype=np.uint32)
         # By code point: looking up in a table is twenty times as fast as searching, and takes 4 MiB at most.
-        self._table = np.full(int(code_points.max(initial=0)) + 2, -1, dtype=np.int64)
+        self._table = np.full(int(code_points.max(initial=0)) + 2, -1, dtype=np.int32)
         # Of one that is listed twice, the first counts.
         self._table[code_points[::-1]] = np.arange(len(characters))[::-1]
 
@@ -79,10 +98,23 @@ class CharacterTokenizer:
         Raises:
             GenerationError: the text has characters that the alphabet lacks; the message shows them.
         """
+        return self._looked_up(text).astype(np.int64)
+
+    def encode_batch(self, texts: Sequence[str]) -> Encoded:
+        """The same of many texts.
+
+        Raises:
+            GenerationError: as for `encode`, of all of them.
+        """
+        starts = np.zeros(len(texts) + 1, np.int64)
+        np.cumsum(np.fromiter(map(len, texts), np.int64, len(texts)), out=starts[1:])
+        return Encoded(self._looked_up("".join(texts)), starts)
+
+    def _looked_up(self, text: str) -> NDArray[np.int32]:
         code_points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
         # What is beyond the table is as unknown as its last entry.
-        ids: TokenIds = self._table[np.minimum(code_points, len(self._table) - 1)]
-        if (ids < 0).any():
+        ids: NDArray[np.int32] = self._table.take(code_points, mode="clip")
+        if ids.min(initial=0) < 0:
             missing = sorted({chr(int(point)) for point in code_points[ids < 0]})
             shown = " ".join(repr(character) for character in missing[:10])
             raise GenerationError(f"the model has never seen {len(missing)} of the text's characters: {shown}")
@@ -127,6 +159,39 @@ class PretrainedTokenizer:
         ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         return np.asarray(ids, dtype=np.int64)
 
+    def encode_batch(self, texts: Sequence[str]) -> Encoded:
+        """The same of many texts, by all cores.
+
+        Raises:
+            GenerationError: as for `encode`.
+        """
+        for text in texts:
+            check_whole(text)
+        return encoded_of(self._ids_of_each(list(texts)))
+
+    @property
+    def _is_plainly_fast(self) -> bool:
+        """Whether its library's tokenizer alone decides what a text becomes, and no code of its class's own."""
+        from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+        kind = type(self.tokenizer)
+        return (
+            isinstance(self.tokenizer, PreTrainedTokenizerFast)
+            and kind.__call__ is PreTrainedTokenizerBase.__call__
+            and kind._encode_plus is PreTrainedTokenizerFast._encode_plus
+        )
+
+    def _ids_of_each(self, texts: list[str]) -> list[list[int]]:
+        if not texts:
+            return []
+        if not self._is_plainly_fast:
+            found: list[list[int]] = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+            return found
+        # Its class sets the library's tokenizer as this call says, which is all that it does to it.
+        self.tokenizer("", add_special_tokens=False, verbose=False)
+        encodings = self.tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
+
     def decode(self, ids: Any) -> str:
         """The text, exactly as the tokens spell it."""
         return str(self.tokenizer.decode([int(i) for i in ids], clean_up_tokenization_spaces=False))
@@ -162,6 +227,14 @@ def load_own_tokenizer(folder: Path) -> Tokenizer:
     from core.tokens.bpe import load_bpe
 
     return load_bpe(folder)
+
+
+def encoded_of(ids_of_each: Iterable[Sequence[int]]) -> Encoded:
+    """Lists of ids, put one after the other."""
+    found = [np.array(ids, np.int32) for ids in ids_of_each]
+    starts = np.zeros(len(found) + 1, np.int64)
+    np.cumsum([len(ids) for ids in found], out=starts[1:])
+    return Encoded(np.concatenate(found) if found else np.zeros(0, np.int32), starts)
 
 
 def check_whole(text: str) -> str:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from urllib.parse import quote
 
 import anyio
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
@@ -25,14 +25,15 @@ from core.errors import (
     SourceTooLarge,
 )
 from core.sources.files import SourceFacts, SourceFolder
-from core.sources.rows import NO_COLUMNS, check_columns, format_of
+from core.sources.rows import NO_COLUMNS, SourceFormat, check_columns, format_of
 from jobs.database import Database
 from service import uploads
 from service.admission import one_of
-from service.deps import Ledger, Settings
+from service.deps import Checkpoints, Generation, Ledger, Owner, Settings
 from service.errors import TooManyAtOnce
 from service.problems import problem
 from service.schemas import BadRowOut, Page, SourceOut
+from service.token_counts import CountedSourceOut, TokenCounts, counted
 from service.uploads import Room, Upload
 
 MAX_AT_ONCE = 4
@@ -46,6 +47,18 @@ GLANCE_BYTES = 8 << 20
 
 LISTING_BYTES = 64 << 20
 """Read for one page of a list, at most."""
+
+PARQUET_BYTES = 4 << 20
+"""What it costs beside its size to look at a Parquet file, which takes a process."""
+
+TokenizerName = Annotated[
+    str | None,
+    Query(
+        min_length=1,
+        max_length=1024,
+        description="Count tokens, too: `characters`, a base model's name, or a checkpoint's id or name.",
+    ),
+]
 
 _STATUS: dict[type[SourceError], int] = {
     SourceNotFound: 404,
@@ -75,19 +88,31 @@ class SourceRoute(APIRoute):
 
 router = APIRouter(tags=["sources"], route_class=SourceRoute)
 
+
+def _token_counts(
+    shelf: Checkpoints, ledger: Ledger, generation: Generation, settings: Settings, owner: Owner
+) -> TokenCounts:
+    return TokenCounts(shelf, ledger, generation, settings, owner)
+
+
+Counts = Annotated[TokenCounts, Depends(_token_counts)]
+
 _BODY = {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}, "required": True}
 
 
 @router.get("/sources")
 def list_sources(
     settings: Settings,
+    counts: Counts,
     limit: Annotated[int, Query(ge=1, le=200, description="Items in one page.")] = 200,
     after: Annotated[str | None, Query(description="Name of the last item of the page before.")] = None,
-) -> Page[SourceOut]:
+    tokenizer: TokenizerName = None,
+) -> Page[CountedSourceOut]:
     """What is below the sources root, by name; one that cannot be used says why.
 
     A source of more than 8 MiB is not read for this: its rows are null until it was sent here, asked for by name, or
-    named by a job.
+    named by a job. With `tokenizer` a worker counts for ten seconds at most, and reckons where a source is long; the
+    tokens of those it did not come to are null. It takes a worker to count: 503 without.
     """
     folder = SourceFolder(settings.sources)
     names = sorted(folder.names(), key=_shown)
@@ -95,18 +120,23 @@ def list_sources(
     left, found = LISTING_BYTES, []
     for name in names[begin : begin + limit]:
         source = _listed(folder, name, 0)
-        if _is_unread(source) and (source.size_bytes or 0) <= min(left, GLANCE_BYTES):
-            left -= source.size_bytes or 0
+        cost = (source.size_bytes or 0) + (PARQUET_BYTES if source.format is SourceFormat.PARQUET else 0)
+        if _is_unread(source) and (source.size_bytes or 0) <= GLANCE_BYTES and cost <= left:
+            left -= cost
             source = _listed(folder, name, GLANCE_BYTES)
         found.append(source)
-    return Page(data=found, has_more=begin + limit < len(names))
+    told = [counted(source) for source in found] if tokenizer is None else counts.of_many(found, tokenizer)
+    return Page(data=told, has_more=begin + limit < len(names))
 
 
 @router.get("/sources/{name:path}")
-async def get_source(name: str, request: Request, settings: Settings) -> SourceOut:
+async def get_source(
+    name: str, request: Request, settings: Settings, counts: Counts, tokenizer: TokenizerName = None
+) -> CountedSourceOut:
     """One source, read for it if need be, with the first of its bad rows.
 
-    `columns[text]=body` says that what rows call `text` is called `body` in this source.
+    `columns[text]=body` says that what rows call `text` is called `body` in this source. With `tokenizer` a worker
+    counts its tokens, or reckons them from its first 8 MiB: 503 without a worker.
     """
     folder, columns = SourceFolder(settings.sources), _columns_in(request)
     found = await run_in_threadpool(_glance, folder, name, GLANCE_BYTES, columns)
@@ -115,7 +145,7 @@ async def get_source(name: str, request: Request, settings: Settings) -> SourceO
             _places(request, "inspecting"), TooManyAtOnce(f"{MAX_AT_ONCE} sources are being read; wait a moment.")
         ):
             found = await run_in_threadpool(_inspected, folder, name, columns)
-    return found
+    return counted(found) if tokenizer is None else await run_in_threadpool(counts.of_one, found, columns, tokenizer)
 
 
 @router.put(

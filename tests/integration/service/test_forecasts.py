@@ -89,6 +89,16 @@ def test_without_a_worker_what_is_known_is_told(client: TestClient, settings: Se
     assert found["training_steps"] is None or found["training_steps"] == 20
 
 
+def test_a_worker_whose_gpus_all_train_times_nothing_and_says_when_to_ask_again(
+    client: TestClient, worker: Answers
+) -> None:
+    worker(503, {"code": "device_busy", "message": "each GPU of the worker trains a job now"})
+    answer = client.post("/jobs/preflight?time=true", json=BODY)
+    assert (answer.status_code, answer.json()["code"]) == (503, "device_busy")
+    assert answer.json()["detail"] == "each GPU of the worker trains a job now"
+    assert int(answer.headers["retry-after"]) > 0
+
+
 def test_a_worker_that_does_not_answer_is_none(client: TestClient, enlist: Enlist) -> None:
     enlist("w1", "http://127.0.0.1:1")
     found = client.post("/jobs/preflight", json=BODY)

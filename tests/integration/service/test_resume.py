@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,7 +12,9 @@ from starlette.testclient import TestClient
 
 from core.bases.fingerprints import of_small_files
 from core.checkpoints.manifest import Checkpoint, read_manifest, seal_of
+from core.config import TrainingConfig, config_to_dict
 from core.errors import StorageError
+from core.sources.corpus import sha256_of_all
 from core.sources.files import SourceFolder
 from jobs.lease import Stopped
 from jobs.tables import Job
@@ -298,6 +301,106 @@ def test_a_console_runs_checkpoint_finds_its_text_below_the_root(
         assert answer.status_code == 201
         assert answer.json()["config"]["source"] == "tale.md"
         assert "source" not in {item["field"] for item in answer.json()["diff"]}
+
+
+@pytest.fixture
+def save_of_two(save: Save, settings: ServiceSettings) -> Callable[..., Checkpoint]:
+    """A checkpoint of a run on two texts below the root, which it names by paths of the console."""
+    (settings.sources / "deep").mkdir()
+    (settings.sources / "deep" / "other.md").write_text(TALE * 2)
+    folder = SourceFolder(settings.sources)
+    hashes = [folder.inspect(name).sha256 for name in ("tale.md", "deep/other.md")]
+
+    def save_of_two(first: str, second: str) -> Checkpoint:
+        shares = [{"source": first, "weight": 1.0}, {"source": second, "weight": 3.0}]
+        return save(config={"source": first, "sources": shares}, hashes={"source": sha256_of_all(hashes)})
+
+    return save_of_two
+
+
+def test_a_console_run_on_several_texts_finds_each_below_the_root(
+    client: TestClient, save_of_two: Callable[..., Checkpoint], settings: ServiceSettings
+) -> None:
+    for root in ("sources", settings.sources):
+        saved = save_of_two(f"{root}/tale.md", f"{root}/deep/other.md")
+        answer = client.post(f"/jobs/{saved.manifest.id}/resume")
+        assert answer.status_code == 201, answer.text
+        config = answer.json()["config"]
+        assert config["source"] == "tale.md"
+        assert [share["source"] for share in config["sources"]] == ["tale.md", "deep/other.md"]
+        assert [share["weight"] for share in config["sources"]] == [1.0, 3.0]
+        assert answer.json()["diff"] == [{"field": "training_steps", "before": 20, "after": 10}]
+
+
+@pytest.mark.parametrize("elsewhere", ["/elsewhere/secret.md", "/elsewhere/tale.md"])
+def test_of_several_texts_the_one_that_is_not_below_the_root_is_named(
+    client: TestClient, save_of_two: Callable[..., Checkpoint], elsewhere: str
+) -> None:
+    answer = client.post(f"/jobs/{save_of_two('sources/tale.md', elsewhere).manifest.id}/resume")
+    assert (answer.status_code, answer.json()["code"]) == (409, "source_changed")
+    assert f"source '{elsewhere}' must be a name below the sources folder" in answer.json()["detail"]
+
+
+@pytest.fixture
+def save_of_rows(save: Save, settings: ServiceSettings) -> Callable[..., Checkpoint]:
+    """A checkpoint at step 10 of a run that learns rows in their order, or of one on several sources."""
+
+    def save_of_rows(*names: str) -> Checkpoint:
+        for name in names:
+            (settings.sources / name).write_text('{"prompt": "1 + 1", "completion": "2"}\n' * 9)
+        hashes = [SourceFolder(settings.sources).inspect(name).sha256 for name in names]
+        shares = [{"source": name} for name in names] if len(names) > 1 else []
+        return save(config={"source": names[0], "sources": shares}, hashes={"source": sha256_of_all(hashes)})
+
+    return save_of_rows
+
+
+def test_what_an_earlier_release_learnt_as_text_goes_on_as_text_alone(
+    client: TestClient, save_of_rows: Callable[..., Checkpoint], settings: ServiceSettings
+) -> None:
+    saved = save_of_rows("rows.jsonl")
+    config = {name: value for name, value in saved.manifest.config.items() if name != "method"}
+    (saved.path / "manifest.json").write_text(saved.manifest.model_copy(update={"config": config}).to_json())
+    path = f"/jobs/{saved.manifest.id}/resume"
+    answer = client.post(path)
+    assert (answer.status_code, answer.json()["code"]) == (409, "checkpoint_mismatch")
+    assert "learnt 'rows.jsonl' as plain text" in answer.json()["detail"]
+    shutil.copy(settings.sources / "rows.jsonl", settings.sources / "rows.txt")
+    assert client.post(path, json={"source": "rows.txt"}).status_code == 201
+    assert client.post(path, json={"mode": "warm_start"}).status_code == 201
+
+
+@pytest.mark.parametrize(("changed", "row"), [({"batch_size": 8}, 80), ({"gradient_accumulation_steps": 3}, 120)])
+def test_batches_of_another_size_tell_which_row_comes_next(
+    client: TestClient, save_of_rows: Callable[..., Checkpoint], changed: dict[str, Any], row: int
+) -> None:
+    path = f"/jobs/{save_of_rows('rows.jsonl').manifest.id}/resume"
+    moved = {"field": "next_row", "before": 40, "after": row}
+    assert moved in client.post(path, json=changed).json()["diff"]
+    assert client.post(path, json={"learning_rate": 0.1}).json()["diff"][-1]["field"] == "learning_rate"
+    warm = client.post(path, json={**changed, "mode": "warm_start"}).json()["diff"]
+    assert {item["field"] for item in warm} == {*changed}
+
+
+def test_what_is_drawn_at_random_has_no_next_row(
+    client: TestClient, save: Save, save_of_rows: Callable[..., Checkpoint]
+) -> None:
+    for saved in (save(), save_of_rows("rows.jsonl", "more.jsonl")):
+        answer = client.post(f"/jobs/{saved.manifest.id}/resume", json={"batch_size": 8})
+        assert answer.status_code == 201, answer.text
+        assert {item["field"] for item in answer.json()["diff"]} == {"training_steps", "batch_size"}
+
+
+def test_a_paused_job_whose_batches_change_tells_which_row_comes_next(
+    client: TestClient, paused: Callable[..., str], settings: ServiceSettings
+) -> None:
+    (settings.sources / "rows.jsonl").write_text('{"prompt": "1 + 1", "completion": "2"}\n' * 9)
+    config = config_to_dict(TrainingConfig(**{**BODY, "source": "rows.jsonl"}))
+    answer = client.post(f"{paused(config=config)}/resume", json={"batch_size": 2})
+    assert answer.json()["diff"] == [
+        {"field": "batch_size", "before": 4, "after": 2},
+        {"field": "next_row", "before": 60, "after": 30},
+    ]
 
 
 def test_a_source_whose_name_is_too_long_is_refused_before_it_is_looked_for(

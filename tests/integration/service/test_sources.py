@@ -149,7 +149,7 @@ def test_a_new_source_is_answered_with_its_facts_and_its_place(client: TestClien
     found = answer.json()
     assert (found["name"], found["kind"], found["num_rows"]) == ("deep/er/my chat.jsonl", "chat", 5)
     assert (root / "deep/er/my chat.jsonl").read_text() == CHAT
-    assert client.get(answer.headers["location"]).json() == found
+    assert client.get(answer.headers["location"]).json() == {**found, "num_tokens": None, "is_estimate": False}
     assert hidden_in(root) == []
     longer = client.put("/sources/deep/longer.jsonl", content=CHAT.encode() * 20)
     assert client.post("/jobs", json={**BODY, "source": longer.json()["name"]}).status_code == 201
@@ -389,12 +389,14 @@ def test_a_sender_that_stalls_or_drips_is_let_go(impatient: Running, root: Path)
     assert (root / "tale.md").read_text() == TALE
 
 
-def test_a_sender_that_is_slow_but_steady_may_take_its_time(impatient: Running, root: Path) -> None:
-    with connect(impatient) as connection:
+def test_a_sender_that_is_slow_but_steady_may_take_its_time(
+    run_service: Callable[..., AbstractContextManager[Running]], root: Path
+) -> None:
+    with run_service(body_seconds=1.5) as patient, connect(patient) as connection:
         connection.sendall(HEAD % b"slow.md" + b"Connection: close\r\nContent-Length: 200000\r\n\r\n")
-        for _ in range(10):
-            time.sleep(0.2)  # Four times what any other body may take.
-            connection.sendall(b"x" * 20_000)
+        for _ in range(20):
+            time.sleep(0.15)  # Twice what any other body may take, in all.
+            connection.sendall(b"x" * 10_000)
         assert b" 201 " in connection.recv(65_536).split(b"\r\n")[0]
     assert (root / "slow.md").stat().st_size == 200_000
 

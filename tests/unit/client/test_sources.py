@@ -202,3 +202,31 @@ def test_one_is_shown_and_one_is_removed(fake: Fake, ratchet: Run) -> None:
     assert ratchet("sources", "rm", "chat.jsonl") == (0, "Source chat.jsonl is gone.\n", "")
     fake.lay(409, {"code": "source_in_use", "detail": "It is in use."})
     assert ratchet("sources", "rm", "chat.jsonl") == (1, "", "It is in use.\n")
+
+
+def test_tokens_are_counted_under_a_tokenizer_that_is_named(fake: Fake, ratchet: Run) -> None:
+    rows = [
+        {**FACTS, "name": "a.jsonl", "num_tokens": 1234, "is_estimate": False},
+        {**FACTS, "name": "b.jsonl", "num_tokens": 5_000_000, "is_estimate": True},
+        {**FACTS, "name": "c.jsonl", "num_tokens": None, "is_estimate": False},
+    ]
+    fake.lay(200, {"data": rows, "has_more": False})
+    code, out, _ = ratchet("sources", "--tokenizer", "org/model")
+    assert code == 0
+    assert "tokens" in out.splitlines()[1]
+    for name, told in (("a.jsonl", " 1,234 "), ("b.jsonl", " about 5,000,000 "), ("c.jsonl", " – ")):
+        [line] = [line for line in out.splitlines() if name in line]
+        assert told in line
+    assert fake.asked[0].url.params["tokenizer"] == "org/model"
+    fake.lay(200, rows[1])
+    code, out, _ = ratchet("sources", "show", "b.jsonl", "--tokenizer", "gpt2", "--column", "text=body")
+    assert out.splitlines()[0] == "b.jsonl: 1,234 chat rows, 5,000 characters, about 5,000,000 tokens, 2.0 KiB"
+    assert dict(fake.asked[1].url.params) == {"tokenizer": "gpt2", "columns[text]": "body"}
+    fake.lay(503, {"code": "worker_unavailable", "detail": "No worker is at work."})
+    assert ratchet("sources", "--tokenizer", "gpt2") == (1, "", "No worker is at work.\n")
+
+
+def test_without_a_tokenizer_no_tokens_are_asked_for(fake: Fake, ratchet: Run) -> None:
+    fake.lay(200, {"data": [{**FACTS, "num_tokens": None, "is_estimate": False}], "has_more": False})
+    assert "tokens" not in ratchet("sources")[1]
+    assert "tokenizer" not in fake.asked[0].url.params

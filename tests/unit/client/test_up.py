@@ -34,6 +34,11 @@ STUBBORN = (
     NOTE + "signal.signal(signal.SIGTERM, signal.SIG_IGN);print('stays', file=sys.stderr, flush=True);time.sleep(60)"
 )
 
+# Unbuffered, each line is two writes, and between them somebody else's line may get.
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"} | {
+    "PYTHONPATH": str(ROOT)
+}
+
 Start = Callable[..., subprocess.Popen[str]]
 
 
@@ -45,7 +50,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
         process = subprocess.Popen(
             [sys.executable, "-c", UP, service, worker, str(num_workers), str(grace)],
             cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            env=ENVIRONMENT,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -173,7 +178,7 @@ sys.stdin.read()
     process = subprocess.Popen(
         [sys.executable, "-c", owner],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env=ENVIRONMENT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

@@ -24,9 +24,13 @@ from core.checkpoints.saving import RunIdentity
 from core.config import TrainingConfig, parse
 from core.events import Event
 from core.imports import import_torch, import_transformers
+from core.libraries import import_peft
 from core.machine.failpoints import VARIABLE
 from core.machine.processes import exit_with_parent, importing
+from core.objectives import NextToken
 from core.sources.files import read_source
+from core.tokens.batches import Batch
+from core.trainer import Trainer
 
 RUN = "run_killed"
 ATTEMPT_SECONDS = 60
@@ -106,7 +110,7 @@ def _train(plan: dict[str, Any]) -> None:
                 data = {name: value for name, value in event.data().items() if name not in _MEASURED}
                 said.write(json.dumps([event.kind, data]) + "\n")
 
-        assemble(
+        trainer = assemble(
             config,
             read_source(plan["source"]),
             emit,
@@ -114,12 +118,34 @@ def _train(plan: dict[str, Any]) -> None:
             store=store,
             identity=RunIdentity(own=RUN),
             resume=load_checkpoint(newest.path) if newest else None,
+            start_step=0,
             end_step=config.training_steps,
             ranks=ranks,
-        ).train()
+        )
+        _run_short(trainer, plan.get("short"))
+        trainer.train()
 
 
-_MEASURED = frozenset({"tokens_per_second", "memory_bytes"})
+def _run_short(trainer: Trainer, when: tuple[int, str, int] | None) -> None:
+    """One rank has no memory for a whole batch, at one step alone: another program took some for that long.
+
+    Args:
+        when: The rank; what it computes, `loss` to learn or `measure` to evaluate; and the step.
+    """
+    if when is None or when[0] != trainer.parts.ranks.rank:
+        return
+    _, what, step = when
+    honest = getattr(NextToken, what)
+
+    def limited(self: NextToken, model: Any, batch: Batch, *rest: Any) -> Any:
+        if trainer.run.step == step and len(batch.ids_BT) == trainer.parts.config.batch_size:
+            raise MemoryError
+        return honest(self, model, batch, *rest)
+
+    setattr(NextToken, what, limited)
+
+
+_MEASURED = frozenset({"tokens_per_second", "memory_bytes", "mfu"})
 
 
 def main() -> None:
@@ -129,8 +155,8 @@ def main() -> None:
     import_torch()
     import_transformers()
     with importing():
-        import peft  # noqa: F401  # for its imports alone
-        from peft.tuners.lora import LoraModel  # noqa: F401  # likewise
+        import_peft()
+        from peft.tuners.lora import LoraModel  # noqa: F401  # for its imports alone
 
     for line in sys.stdin:
         sys.stdout.write(json.dumps(carry_out(json.loads(line))) + "\n")

@@ -27,6 +27,10 @@ KINDS: dict[str, dict[str, Any]] = {
     "gpt2_lora": {"model_type": "gpt2", "use_lora": True, "lora_dropout": 0.1, "learning_rate": 1e-3},
     "llama": {"model_type": "causal_lm", "learning_rate": 1e-3},
     "llama_lora": {"model_type": "causal_lm", "use_lora": True, "lora_dropout": 0.1, "learning_rate": 1e-3},
+    "llama_nf4_lora": {
+        **{"model_type": "causal_lm", "use_lora": True, "lora_dropout": 0.1, "learning_rate": 1e-3},
+        "quantization": "nf4",
+    },
 }
 
 

@@ -195,6 +195,8 @@ def test_what_is_wrong_in_a_list_is_said_where_it_is(given: dict[str, str], fiel
         ({"method": "dpo"}, "needs a pretrained model"),
         ({"freeze_layers": 1, "use_lora": True}, "freeze_layers is for whole models"),
         ({"optimizer": "muon", "use_lora": True}, "LoRA trains none"),
+        ({"quantization": "nf4", "use_lora": True}, "a model from scratch has none"),
+        ({"quantization": "nf4", "model_type": "gpt2"}, "quantization needs use_lora: quantized weights cannot train"),
         ({"freeze_layers": 9}, "more than n_layer"),
         ({"source": "b", "sources": [{"source": "a"}]}, "is none of sources, or not the first"),
         ({"sources": [{"source": "a"}], "columns": {"text": "t"}}, "columns belong to one source"),

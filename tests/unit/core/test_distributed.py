@@ -26,7 +26,9 @@ def main():
             raise SystemExit(7)
         said = {
             "gradients": [weight.grad.flatten().tolist() for weight in weights[:2]],
-            "mean": ranks.mean(ranks.rank * 4.0),
+            "means": ranks.means(ranks.rank * 4.0, 1.0 - ranks.rank),
+            "told": ranks.told(7 + ranks.rank, 9 - ranks.rank),
+            "largest": [ranks.largest(ranks.rank), ranks.largest(5 - ranks.rank)],
             "agreed": [ranks.agree(ranks.rank == 0), ranks.agree(ranks.rank == 1)],
             "gathered": ranks.gather({"rank": ranks.rank}),
             "threads": torch.get_num_threads(),
@@ -54,7 +56,8 @@ def test_alone_nothing_is_asked_of_anybody() -> None:
     weight.grad = torch.ones(1)
     ALONE.average_gradients([weight])
     assert weight.grad.item() == 1.0
-    assert (ALONE.leads, ALONE.mean(3.0), ALONE.agree(True), ALONE.gather("x")) == (True, 3.0, True, ["x"])
+    assert (ALONE.leads, ALONE.means(3.0, 4.0), ALONE.agree(True), ALONE.gather("x")) == (True, [3.0, 4.0], True, ["x"])
+    assert (ALONE.told(3, 4), ALONE.largest(3)) == ([3, 4], 3)
 
 
 def test_two_ranks_average_agree_and_gather(rank_program: Path) -> None:
@@ -62,7 +65,8 @@ def test_two_ranks_average_agree_and_gather(rank_program: Path) -> None:
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
     assert said["gradients"] == [[0.5, 0.5], [1.0, 1.0, 1.0]]
-    assert (said["mean"], said["agreed"]) == (2.0, [True, False])
+    assert (said["means"], said["agreed"]) == ([2.0, 0.5], [True, False])
+    assert (said["told"], said["largest"]) == ([7, 9], [1, 5])
     assert said["gathered"] == [{"rank": 0}, {"rank": 1}]
 
 

@@ -112,3 +112,17 @@ def test_killed_at_random_moments_equals_never_killed(
     carry_out(tmp_path / "undisturbed", wanted, [])
     carry_out(tmp_path / "killed", wanted, [chance.uniform(0.02, 0.4) for _ in range(12)])
     assert result(tmp_path / "killed") == result(tmp_path / "undisturbed")
+
+
+@pytest.mark.parametrize("short", [(1, "loss", 3), (0, "loss", 3), (0, "measure", 8)])
+def test_a_rank_that_ran_short_of_memory_once_changes_all_of_them_for_good(
+    carry_out: CarryOut, plan: Callable[..., dict[str, Any]], tmp_path: Path, short: tuple[int, str, int]
+) -> None:
+    """Whoever it was, the others know it before the next step; and the run that is begun again knows it, too."""
+    wanted = {**plan("from_scratch", num_processes=2, eval_interval=8), "short": short}
+    carry_out(tmp_path / "undisturbed", wanted, [])
+    outcome = carry_out(tmp_path / "killed", wanted, ["trainer.updating:kill@12"])
+    assert outcome["num_killed"] == 1
+    undisturbed = result(tmp_path / "undisturbed")
+    assert result(tmp_path / "killed") == undisturbed
+    assert "computed in 2 parts" in undisturbed["said"]["warning None"]["message"]

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from core.checkpointing import CheckpointStore, load_checkpoint
+from core.checkpoints.resume_rules import ResumeMode
 from core.errors import OutOfMemory
 from core.objectives import NextToken, Preference
 
@@ -78,6 +79,18 @@ def test_a_resumed_run_knows_how_much_fits_and_equals_an_undisturbed_one(
     assert not [event for event in resumed.of("warning") if "memory" in event.message]
     last = [max(items, key=lambda item: item.step).manifest.files for items in (undisturbed, store)]
     assert last[0] == last[1]
+
+
+@pytest.mark.parametrize(("mode", "num_parts"), [(ResumeMode.EXACT, 2), (ResumeMode.EXTEND, 1)])
+def test_a_new_run_tries_whole_batches_unless_it_is_to_be_exact(
+    run: Any, config: Any, store: CheckpointStore, mode: ResumeMode, num_parts: int
+) -> None:
+    first = run(config(batch_size=8), store=store)
+    first.trainer.run.num_parts = 2
+    first.trainer.train()
+    kept = load_checkpoint(max(store, key=lambda item: item.step).path)
+    again = run(config(batch_size=8), store=store, resume=kept, mode=mode)
+    assert again.trainer.run.num_parts == num_parts
 
 
 def test_what_a_step_draws_does_not_depend_on_how_often_it_was_begun(

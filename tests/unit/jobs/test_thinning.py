@@ -19,10 +19,11 @@ MANY = 10_000.0
 def ended(session: Any, submit: Any) -> Any:
     """A run of so many steps that ended at some moment."""
 
-    def ended(num_steps: int) -> Job:
-        submit(training_steps=num_steps)
+    def ended(num_steps: int, **told: Any) -> Job:
+        submit(**{"training_steps": num_steps, **told})
         job = queue.claim(session, "w1", now=0.0)
-        steps = [("step", {"step": step, "loss": 1.0}) for step in range(1, num_steps + 1)]
+        first = job.start_step + 1
+        steps = [("step", {"step": step, "loss": 1.0}) for step in range(first, first + num_steps)]
         feed.record(session, job.id, job.fence, [("started", {}), *steps, ("log", {"line": "done"})])
         job = lease.finish(session, job.id, job.fence, Succeeded())
         session.refresh(job)
@@ -64,6 +65,13 @@ def test_a_long_log_is_thinned_in_stretches_with_the_same_end(session: Any, ende
     assert thin_all(session, moment, kept_steps=50, chunk=150) > 10
     sizes = [kinds(session, job)["step"] for job in jobs]
     assert sizes[0] == sizes[1] < 120
+
+
+@pytest.mark.parametrize("told", [{"training_steps": 10_000_000}, {"training_steps": 3}, {"start_step": 100_000}])
+def test_what_was_planned_and_what_was_made_before_do_not_count(session: Any, ended: Any, told: Any) -> None:
+    job = ended(1000, **told)
+    thin_all(session, job.finished_at + 1, kept_steps=100)
+    assert 90 <= kinds(session, job)["step"] <= 200 + 2 * ENDS
 
 
 def test_what_stays_keeps_its_number_and_its_words(session: Any, ended: Any) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from worker import gpus
-from worker.gpus import Gpu, GpuLock, find_gpus
+from worker.gpus import DeviceBusy, Gpu, GpuLock, find_gpus, free_gpu
 
 LISTED = "0, GPU-aaaa-1, NVIDIA H100, 81559 MiB\n1, GPU-bbbb-2, NVIDIA L4, 23034 MiB\n"
 FIRST, SECOND = Gpu(0, "GPU-aaaa-1", "NVIDIA H100", "81559 MiB"), Gpu(1, "GPU-bbbb-2", "NVIDIA L4", "23034 MiB")
@@ -137,3 +137,50 @@ def test_a_link_in_place_of_the_lock_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "ratchet-gpu-GPU-a.lock").symlink_to("precious")
     with pytest.raises(OSError, match="symbolic links"):
         GpuLock("GPU-a").take()
+
+
+def test_something_is_tried_on_a_gpu_that_nobody_has_and_is_had_alone_meanwhile(driver: Path) -> None:
+    write(driver, f"printf '{LISTED}'")
+    job, other = GpuLock(FIRST.uuid), GpuLock(SECOND.uuid)
+    assert job.take()
+    with free_gpu("auto", {}) as visible:
+        assert visible == SECOND.uuid
+        assert not other.take(), "no job begins on it"
+    assert other.take(), "and then it is anybody's"
+    job.give_back(), other.give_back()
+
+
+def test_where_each_gpu_trains_a_job_nothing_is_tried(driver: Path) -> None:
+    write(driver, f"printf '{LISTED}'")
+    jobs = [GpuLock(gpu.uuid) for gpu in (FIRST, SECOND)]
+    assert all(job.take() for job in jobs)
+    with pytest.raises(DeviceBusy, match="trains a job now, so no step can be timed"), free_gpu("cuda", {}):
+        pass
+    with free_gpu("cpu", {}) as visible:
+        assert visible == "", "a processor has no lock"
+    for job in jobs:
+        job.give_back()
+
+
+def test_what_is_tried_gives_its_gpu_back_when_it_fails(driver: Path) -> None:
+    write(driver, f"printf '{LISTED}'")
+    with pytest.raises(KeyError), free_gpu("auto", {}):
+        raise KeyError
+    with free_gpu("auto", {}) as visible:
+        assert visible == FIRST.uuid
+
+
+def test_a_gpu_whose_lock_cannot_be_opened_is_not_free(driver: Path, tmp_path: Path) -> None:
+    write(driver, f"printf '{LISTED}'")
+    (tmp_path / f"ratchet-gpu-{FIRST.uuid}.lock").symlink_to(tmp_path / "elsewhere")
+    with free_gpu("auto", {}) as visible:
+        assert visible == SECOND.uuid
+
+
+def test_what_jobs_do_not_see_is_not_tried_either(driver: Path, devices: Path) -> None:
+    with free_gpu("auto", {"CUDA_VISIBLE_DEVICES": ""}) as visible:
+        assert visible is None, "there is none"
+    write(driver, "exit 9")
+    (devices / "nvidia0").touch()
+    with free_gpu("auto", {}) as visible:
+        assert visible == "", "there is one that nobody can lock"

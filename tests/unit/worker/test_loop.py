@@ -226,7 +226,7 @@ def test_the_worker_says_how_many_jobs_it_trains_and_on_what(tmp_path: Path) -> 
 def test_the_logs_of_old_runs_are_thinned_if_the_operator_wants_that(loop: WorkerLoop) -> None:
     with loop.db.write() as session:
         job = queue.claim(session, "another", 1e12)
-        steps = [("step", {"step": step, "loss": 1.0}) for step in range(5000)]
+        steps = [("step", {"step": step, "loss": 1.0}) for step in range(1, 5001)]
         feed.record(session, job.id, job.fence, [("started", {}), *steps])
         lease.finish(session, job.id, job.fence, Succeeded())
         session.execute(

@@ -19,6 +19,7 @@ from core.forecasts.estimates import Memory, memory_of
 from core.forecasts.outline import Outline, outline
 from core.models import LanguageModel
 from core.objectives import NextToken, Preference
+from core.optimization.updates import build_optimizer
 from core.parts import build_model
 from core.tokens.batches import Batch
 from tests.conftest import PROJECT, skip_unless
@@ -27,8 +28,7 @@ from tests.tiny_models import FAMILIES, make_model_folder
 from tests.unit.core.conftest import TEXT
 from tests.unit.core.steps import VOCAB_SIZE
 
-UNFORETOLD = {"mixtral"}
-"""Which tokens go to which expert depends on numbers."""
+UNFORETOLD: set[str] = set()
 
 CLASSIC: dict[str, Any] = {"n_embd": 256, "n_layer": 6, "n_head": 4, "block_size": 256, "batch_size": 16}
 MODERN = {**CLASSIC, "architecture": "modern", "tokenizer": "bpe"}
@@ -44,6 +44,11 @@ SHAPES: dict[str, dict[str, Any]] = {
     "gpt2 lora": {**GPT2, "use_lora": True},
     "llama": LLAMA,
     "llama lora": {**LLAMA, "use_lora": True},
+    "llama in four bits": {**LLAMA, "use_lora": True, "quantization": "nf4"},
+    "llama in four bits, bf16, moments in eight": {
+        **{**LLAMA, "use_lora": True, "quantization": "nf4"},
+        **{"optimizer": "adamw_8bit", "precision": "bf16", "lora_rank": 64},
+    },
 }
 WIDE: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("gpt2", {"vocab_size": 20_000, "n_positions": 256, "n_embd": 512, "n_layer": 6, "n_head": 8}),
@@ -102,11 +107,13 @@ def test_the_memory_of_a_step_is_foretold_within_a_quarter(tmp_path: Path, shape
     assert total == pytest.approx(took, rel=0.25)
 
 
-@pytest.mark.parametrize("use_lora", [False, True])
+@pytest.mark.parametrize(
+    "given", [{}, {"use_lora": True}, {"use_lora": True, "quantization": "nf4"}], ids=["whole", "lora", "four bits"]
+)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_base_is_laid_out_as_it_is_built(tmp_path: Path, family: str, use_lora: bool) -> None:
+def test_a_base_is_laid_out_as_it_is_built(tmp_path: Path, family: str, given: dict[str, Any]) -> None:
     folder = make_model_folder(tmp_path / family, TEXT, family)
-    config = TrainingConfig(model_type="causal_lm", base_model=str(folder), use_lora=use_lora, block_size=32)
+    config = TrainingConfig(model_type="causal_lm", base_model=str(folder), block_size=32, **given)
     built, found = build_model(config), Outline(folder, config)
 
     def parts(model: LanguageModel) -> dict[str, tuple[Any, bool]]:
@@ -158,8 +165,8 @@ def test_a_base_that_claims_more_than_it_has_is_refused_before_it_is_laid_out(tm
 
 @pytest.mark.parametrize(
     ("given", "per_number"),
-    [({}, 8), ({"optimizer": "adamw_8bit"}, 2), ({"ema_decay": 0.9}, 8)],
-    ids=["adamw", "8 bit", "averages"],
+    [({}, 8), ({"ema_decay": 0.9}, 8)],
+    ids=["adamw", "averages"],
 )
 def test_what_an_optimizer_remembers_is_counted(given: dict[str, Any], per_number: int) -> None:
     config = TrainingConfig(n_embd=32, block_size=16, **given)
@@ -169,6 +176,32 @@ def test_what_an_optimizer_remembers_is_counted(given: dict[str, Any], per_numbe
     assert (found.weights, found.gradients, found.optimizer) == (4 * count, 4 * count, per_number * count)
     assert found.averages == (4 * count if given.get("ema_decay") else 0)
     assert found.checkpoint == found.weights + found.optimizer + found.averages
+
+
+def test_what_an_optimizer_in_8_bits_remembers_is_counted_to_the_byte() -> None:
+    config = TrainingConfig(n_embd=68, block_size=16, optimizer="adamw_8bit")
+    model = build_model(config, 100)
+    optimizer = build_optimizer(config, model)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    kept = sum(
+        value.nbytes
+        for entry in optimizer.state.values()
+        for name, value in entry.items()
+        if isinstance(value, torch.Tensor) and not name.startswith("qmap")
+    )
+    assert foretold(config).optimizer == kept
+
+
+def test_a_base_in_four_bits_is_counted_to_the_byte(tmp_path: Path) -> None:
+    folder = make_model_folder(tmp_path / "gpt2", TEXT, "gpt2")
+    config = TrainingConfig(model_type="gpt2", base_model=str(folder), use_lora=True, quantization="nf4")
+    found = foretold(config)
+    assert found.weights == sum(parameter.nbytes for parameter in build_model(config).parameters())
+    whole = foretold(config.model_copy(update={"quantization": "none"}))
+    assert found.weights < whole.weights
+    assert (found.gradients, found.optimizer, found.checkpoint) == (whole.gradients, whole.optimizer, whole.checkpoint)
 
 
 def test_adapters_cost_what_they_are_and_not_what_they_are_on() -> None:

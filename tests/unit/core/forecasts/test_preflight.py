@@ -14,6 +14,7 @@ from core.config import TrainingConfig
 from core.errors import ConfigError, ModelUnavailable, SourceTooShort
 from core.forecasts.preflight import Prospect, preflight
 from core.forecasts.timing import seconds_per_step, timed
+from core.models.four_bit import num_weights
 from core.sources.beginnings import Beginning, beginnings
 from core.sources.corpus import Corpus
 from core.sources.files import SourceFolder
@@ -57,6 +58,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "several": {**SMALL, "sources": TWO, "method": "lm"},
     "gpt2": {**TINY, "source": "sums.jsonl"},
     "gpt2 lora": {**TINY, "source": "sums.jsonl", "use_lora": True},
+    "gpt2 in four bits": {**TINY, "source": "sums.jsonl", "use_lora": True, "quantization": "nf4"},
     "preferences": {**TINY, "source": "pairs.jsonl"},
     "frozen": {**TINY, "source": "sums.jsonl", "freeze_layers": 1},
     "epochs": {**SMALL, "source": "sums.jsonl", "num_epochs": 1.5, "gradient_accumulation_steps": 2},
@@ -83,9 +85,7 @@ def test_what_is_foretold_is_what_is_put_together(root: Path, kind: str) -> None
     assert found["tokens_per_step"] == parts.tokens_per_step
     assert found["steps_per_epoch"] == pytest.approx(parts.steps_per_epoch, abs=0.01)
     assert found["training_steps"] == trainer.run.end_step
-    assert found["num_parameters"] == sum(parameter.numel() for parameter in parts.model.parameters())
-    trainable = sum(parameter.numel() for parameter in parts.model.parameters() if parameter.requires_grad)
-    assert found["num_trainable"] == trainable
+    assert (found["num_parameters"], found["num_trainable"]) == num_weights(parts.model)
     assert found["said"] == [said for said in parts.data.warnings if "left out" not in said]
     assert found["num_examples"] == {"lm": None, "sft": 144, "dpo": 144}[parts.method]
     assert not found["is_estimate"]

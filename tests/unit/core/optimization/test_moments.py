@@ -10,50 +10,13 @@ import torch
 from torch import nn
 
 from core.errors import CheckpointMismatch
+from core.libraries import import_bitsandbytes
 from core.optimization.moments import optimizer_state, restore_optimizer
 from core.optimization.muon import Muon
 from core.optimization.updates import Together
 from tests.unit.core.copies import Copies
 
 Saved = dict[str, Any]
-
-
-class EightBits(torch.optim.Optimizer):
-    """Keeps moments as bitsandbytes does, as far as can be seen from outside; stands for it where there is no GPU."""
-
-    def __init__(self, parameters: Any) -> None:
-        super().__init__(parameters, {"lr": 0.1})
-        self.qmap = torch.linspace(-1, 1, 256)
-
-    def init_state(self, group: Any, parameter: torch.Tensor, number: int, index: int) -> None:
-        assert self.param_groups[number]["params"][index] is parameter
-        state = self.state[parameter]
-        state["step"] = 0
-        if parameter.numel() < 8:
-            state["state1"] = torch.zeros_like(parameter)
-            return
-        state["state1"] = torch.zeros_like(parameter, dtype=torch.uint8)
-        state["qmap1"] = self.qmap
-        state["absmax1"] = torch.zeros(-(-parameter.numel() // 4))
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
-        for number, group in enumerate(self.param_groups):
-            for index, parameter in enumerate(group["params"]):
-                if not self.state[parameter]:
-                    self.init_state(group, parameter, number, index)
-                state = self.state[parameter]
-                state["step"] += 1
-                if state["state1"].dtype == torch.uint8:
-                    scale = state["absmax1"].repeat_interleave(4)[: parameter.numel()].view_as(parameter)
-                    moment = self.qmap[state["state1"].long()] * scale + parameter.grad
-                    padded = nn.functional.pad(moment.flatten(), (0, -parameter.numel() % 4))
-                    state["absmax1"].copy_(padded.view(-1, 4).abs().amax(1))
-                    scale = state["absmax1"].repeat_interleave(4)[: parameter.numel()].view_as(parameter)
-                    state["state1"].copy_(((moment / scale + 1) * 127.5).round())
-                else:
-                    moment = state["state1"].mul_(0.5).add_(parameter.grad)
-                parameter.sub_(moment, alpha=group["lr"] / state["step"])
 
 
 def adamw(model: nn.Module) -> torch.optim.Optimizer:
@@ -66,7 +29,11 @@ def muon(model: nn.Module) -> torch.optim.Optimizer:
 
 
 def eight_bits(model: nn.Module) -> torch.optim.Optimizer:
-    return EightBits(model.parameters())
+    # By itself it keeps tensors as small as these in 32 bits.
+    optimizer: torch.optim.Optimizer = import_bitsandbytes("optimizer", "adamw_8bit", "adamw").optim.AdamW8bit(
+        model.parameters(), lr=0.1, min_8bit_size=8
+    )
+    return optimizer
 
 
 KINDS = {"adamw": adamw, "muon": muon, "eight_bits": eight_bits}
@@ -126,8 +93,9 @@ def test_names_tell_what_is_kept_of_which_parameter() -> None:
     }
     assert set(kept["adamw"]) == {f"{name}::{moment}" for name in ("weight", "bias") for moment in adamw}
     assert kept["eight_bits"] == {
-        **{"weight::step": (), "weight::state1": (3, 6), "weight::absmax1": (5,)},
-        **{"bias::step": (), "bias::state1": (3,)},
+        **{"weight::step": (), "weight::state1": (3, 6), "weight::state2": (3, 6)},
+        **{"weight::absmax1": (1,), "weight::absmax2": (1,)},
+        **{"bias::step": (), "bias::state1": (3,), "bias::state2": (3,)},
     }, "what its bytes stand for is not kept"
 
 
@@ -141,13 +109,19 @@ MISFITS: dict[str, tuple[str, dict[str, torch.Tensor | None]]] = {
         {f"weight::{moment}": None for moment in ("step", "exp_avg", "exp_avg_sq")}
         | {"weight::momentum_buffer": torch.zeros(3, 6)},
     ),
-    "too few blocks": ("eight_bits", {"weight::absmax1": torch.zeros(4)}),
+    "too few blocks": ("eight_bits", {"weight::absmax1": torch.zeros(0)}),
+    "too many blocks": ("eight_bits", {"weight::absmax2": torch.zeros(2)}),
+    "scales of another type": ("eight_bits", {"weight::absmax1": torch.zeros(1, dtype=torch.float64)}),
     "another type of bytes": ("eight_bits", {"weight::state1": torch.zeros(3, 6)}),
     "another shape of bytes": ("eight_bits", {"weight::state1": torch.zeros(18, dtype=torch.uint8)}),
     "a part missing": ("eight_bits", {"weight::absmax1": None}),
     "a part too many": ("eight_bits", {"bias::absmax1": torch.zeros(1)}),
     "a step before the first": ("eight_bits", {"weight::step": torch.tensor(0)}),
     "a step in parts": ("eight_bits", {"weight::step": torch.tensor(1.5)}),
+    "AdamW's for 8 bits": (
+        "eight_bits",
+        {f"bias::{moment}": None for moment in ("step", "state1", "state2")} | {"bias::exp_avg": torch.zeros(3)},
+    ),
 }
 
 

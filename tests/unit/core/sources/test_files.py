@@ -29,6 +29,7 @@ from core.errors import (
 )
 from core.sources import facts as source_facts
 from core.sources.files import CHUNK_BYTES, SourceFacts, SourceFolder, check_length, load_raw_text, source_file
+from core.sources.quarantine import facts_apart
 from core.sources.rows import BadRow, CompletionRow, RowKind, SourceFormat, TextRow
 from tests.conftest import PROJECT
 
@@ -259,7 +260,7 @@ def test_of_many_who_ask_at_once_one_reads(folder: SourceFolder, num_read: list[
 
 
 def test_what_is_remembered_is_bounded(folder: SourceFolder, num_read: list[str]) -> None:
-    memory = source_facts.FactsMemory(capacity=2)
+    memory = source_facts.FactsMemory(facts_apart, capacity=2)
     for name in ("tale.md", "deep/poem.md", "tale.md", "deep/poem.md"):
         with folder.open(name) as file:
             memory.facts(folder.root, name, file, {})

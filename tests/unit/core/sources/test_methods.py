@@ -391,7 +391,7 @@ def test_who_is_killed_while_encoding_goes_on_where_it_was(
         if sum(encoded) >= 20 and len(encoded) < 6:
             encoded.append(0)
             # Written, and never noted.
-            writer.add(np.zeros(3, np.int32))
+            writer.add(np.zeros(3, np.int32), [3])
             raise Killed
         encoded.append(len(rows))
         honest(self, part, rows, writer)
