@@ -15,7 +15,7 @@ from core.checkpoints.legacy import restore_legacy_optimizer
 from core.checkpoints.opening import base_folder, hashes_of_base
 from core.checkpoints.resume_rules import ResumeMode
 from core.checkpoints.saving import RunIdentity, RunSaver
-from core.config import TrainingConfig, config_to_dict
+from core.config import TrainingConfig, config_to_dict, parse
 from core.devices import select_device
 from core.distributed import ALONE, Ranks
 from core.errors import CheckpointMismatch, ConfigError, GenerationError, StopAsked
@@ -29,6 +29,7 @@ from core.objectives import NextToken, Objective, Preference
 from core.optimization.averaging import Averages
 from core.optimization.moments import restore_optimizer
 from core.optimization.precision import Precision
+from core.optimization.schedules import num_rising_steps
 from core.optimization.updates import build_optimizer, freeze
 from core.parts import Parts, build_model
 from core.sources.corpus import Corpus
@@ -92,7 +93,7 @@ def assemble(
         parts = replace(parts, cautions=(*_cautions(goes_on, parts), *_moved(goes_on, parts)))
         _restore(goes_on, parts)
     meanwhile()
-    run, start_step = _begun(goes_on, parts, mode, start_step, end_step)
+    run, start_step = _begun(goes_on, parts, start_step, end_step)
     saver = RunSaver(store, corpus, identity or RunIdentity(), meanwhile) if store else None
     # A step that was gone on from is kept already; a run that stops before its first update needs no second copy.
     return Trainer(parts, run, emit, should_stop, saver, start_step, saved_step=run.step if goes_on else -1)
@@ -223,16 +224,25 @@ def _objective(config: TrainingConfig, method: str, original: Path | None, devic
 
 
 def _begun(
-    goes_on: CheckpointContent | None, parts: Parts, mode: ResumeMode, start_step: int | None, end_step: int | None
+    goes_on: CheckpointContent | None, parts: Parts, start_step: int | None, end_step: int | None
 ) -> tuple[RunState, int]:
     """Where the run is, with its end, and where it began."""
     run = RunState.of(goes_on) if goes_on else RunState()
     start_step = run.step if start_step is None else start_step
-    if run.step == start_step and mode is not ResumeMode.EXACT:
-        # Another run may be on a machine with more memory; but in how many parts a batch is computed decides its bits.
+    if goes_on and goes_on["config"].get("batch_size", parts.config.batch_size) != parts.config.batch_size:
+        # Another batch may fit as it is. In how many parts one is computed decides its last bits, so else it stays.
         run.num_parts = 1
     run.end_step = _end_step(parts, start_step, end_step or start_step + parts.config.training_steps)
+    if run.num_rising is None:
+        run.num_rising = _num_rising(goes_on, parts.config, run.end_step)
     return run, start_step
+
+
+def _num_rising(goes_on: CheckpointContent | None, config: TrainingConfig, end_step: int) -> int:
+    """How long the warm-up is: that of a run which an earlier release began is found as it was found there."""
+    if goes_on is None:
+        return num_rising_steps(config, end_step)
+    return num_rising_steps(parse(TrainingConfig, goes_on["config"]), goes_on["end_step"] or end_step)
 
 
 def _unless_stopped(meanwhile: Meanwhile, should_stop: ShouldStop) -> None:

@@ -1,8 +1,8 @@
 """What a run is: every hyperparameter with its default, its bounds, and the checks between them.
 
 The environment's names are in `ENVIRONMENT`; a request's are the same in lower case, with `source` for the text.
-`MODEL_TYPE` and `TEST_MODE` choose the defaults of eight settings, see `DEFAULTS`; `core.checkpoints.resume_rules`
-says what may change between a checkpoint and the run that goes on from it.
+`MODEL_TYPE` and `TEST_MODE` choose the defaults of eight settings, see `core.hyperparameters.defaults`;
+`core.checkpoints.resume_rules` says what may change between a checkpoint and the run that goes on from it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 import os
 import reprlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -20,65 +20,17 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from core.checkpoints.before_rows import check_still_text
 from core.checkpoints.resume_rules import ResumeMode, merge
 from core.errors import CheckpointMismatch, ConfigError, Difference
-from core.hyperparameters import from_json
 from core.hyperparameters.data import BUNDLED_SOURCE as BUNDLED_SOURCE
 from core.hyperparameters.data import DataSettings
+from core.hyperparameters.defaults import DEFAULTS as DEFAULTS
+from core.hyperparameters.defaults import MOST_STEPS as MOST_STEPS
+from core.hyperparameters.defaults import filled
 from core.hyperparameters.learning import LearningSettings
-from core.hyperparameters.model import NONE_GIVEN, ModelSettings
 from core.hyperparameters.model import PRETRAINED as PRETRAINED
+from core.hyperparameters.model import ModelSettings
 from core.hyperparameters.reporting import ReportingSettings
 
 ConfigType = TypeVar("ConfigType", bound=BaseModel)
-
-MOST_STEPS = 10_000_000
-"""Of a run that is measured in epochs, until its source has been counted."""
-
-_PRETRAINED = {
-    "batch_size": 8,
-    "block_size": 128,
-    "training_steps": 200,
-    "eval_interval": 50,
-    "eval_iters": 10,
-    "n_embd": 768,
-    "n_head": 12,
-    "n_layer": 12,
-}
-_PRETRAINED_TEST = {
-    **_PRETRAINED,
-    "batch_size": 2,
-    "block_size": 32,
-    "training_steps": 10,
-    "eval_interval": 5,
-    "eval_iters": 2,
-}
-
-DEFAULTS: dict[tuple[str, bool], dict[str, int]] = {
-    ("from_scratch", False): {
-        "batch_size": 16,
-        "block_size": 128,
-        "training_steps": 1000,
-        "eval_interval": 100,
-        "eval_iters": 10,
-        "n_embd": 128,
-        "n_head": 4,
-        "n_layer": 4,
-    },
-    ("from_scratch", True): {
-        "batch_size": 4,
-        "block_size": 32,
-        "training_steps": 20,
-        "eval_interval": 10,
-        "eval_iters": 2,
-        "n_embd": 32,
-        "n_head": 2,
-        "n_layer": 2,
-    },
-    ("gpt2", False): _PRETRAINED,
-    ("gpt2", True): _PRETRAINED_TEST,
-    ("causal_lm", False): _PRETRAINED,
-    ("causal_lm", True): _PRETRAINED_TEST,
-}
-"""(model_type, test_mode) → the defaults that depend on them. Pretrained models have their own three sizes."""
 
 
 class TrainingConfig(ReportingSettings, LearningSettings, ModelSettings, DataSettings):
@@ -90,26 +42,7 @@ class TrainingConfig(ReportingSettings, LearningSettings, ModelSettings, DataSet
     @classmethod
     def _fill_dependent_defaults(cls, given: Any) -> Any:
         """Defaults that depend on other settings are filled in before the checks see them."""
-        if not isinstance(given, dict):
-            return given
-        filled = {name: value for name, value in given.items() if value is not None}
-        _name_after_the_first(filled)
-        if "num_epochs" in filled:
-            filled.setdefault("training_steps", MOST_STEPS)
-        model_type = filled.get("model_type", "from_scratch")
-        test_mode = _is_true(filled.get("test_mode", False))
-        for name, value in DEFAULTS.get((str(model_type), test_mode), {}).items():
-            filled.setdefault(name, value)
-        if model_type in PRETRAINED:
-            # GPT-2 is a model by itself, and the default; of the others there are thousands.
-            if model_type != "gpt2":
-                filled.setdefault("base_model", NONE_GIVEN)
-            filled.setdefault("learning_rate", 2e-4 if _is_true(filled.get("use_lora", False)) else 3e-5)
-        steps = filled.get("training_steps")
-        if str(steps).isdecimal():
-            # A tenth of the run, so that a short run also reaches its peak rate.
-            filled.setdefault("warmup_steps", min(100, max(1, int(str(steps)) // 10)))
-        return filled
+        return filled(given) if isinstance(given, dict) else given
 
     @model_validator(mode="after")
     def _fit_together(self) -> Self:
@@ -129,7 +62,15 @@ class TrainingConfig(ReportingSettings, LearningSettings, ModelSettings, DataSet
             raise ValueError("optimizer 'muon' updates whole matrices, and LoRA trains none: use 'adamw'")
         if self.freeze_layers > self.n_layer and not self.is_pretrained:
             raise ValueError(f"freeze_layers {self.freeze_layers} is more than n_layer ({self.n_layer})")
+        if self.freeze_layers == self.n_layer and not self.is_pretrained:
+            self._has_more_than_blocks()
         return self
+
+    def _has_more_than_blocks(self) -> None:
+        if self.optimizer == "muon":
+            raise ValueError("freeze_layers leaves no block to train, and optimizer 'muon' is for their matrices")
+        if self.architecture == "modern" and self.tie_embeddings:
+            raise ValueError("freeze_layers leaves nothing to train: the head is tied to the embeddings, which freeze")
 
 
 class ScriptConfig(TrainingConfig):
@@ -253,12 +194,14 @@ def _without_opposites(before: TrainingConfig, overrides: Mapping[str, Any]) -> 
 def _check_end(checkpoint: Mapping[str, Any], before: TrainingConfig, after: TrainingConfig, mode: ResumeMode) -> None:
     """A schedule that falls knows where the run ends, so another end is another rate at every step."""
     known, end_step = int(checkpoint.get("end_step", 0)), int(checkpoint["step"]) + after.training_steps
-    is_moved = known not in (0, int(checkpoint["step"]), end_step) or after.num_epochs != before.num_epochs
+    # How many steps other epochs are, is known where the source is read; no epochs are as many as are asked for.
+    other_epochs = after.num_epochs not in (None, before.num_epochs)
+    is_moved = known not in (0, int(checkpoint["step"]), end_step) or other_epochs
     if mode is ResumeMode.EXACT and after.lr_schedule != "constant" and is_moved:
         raise CheckpointMismatch(
             f"mode 'exact' ends at step {known}, since the rate of lr_schedule '{after.lr_schedule}' depends on it: "
             f"resume with mode 'extend' to end at step {end_step}",
-            field="training_steps",
+            field="num_epochs" if other_epochs else "training_steps",
         )
 
 
@@ -302,24 +245,15 @@ def problem_of(item: Mapping[str, Any]) -> tuple[str, str]:
 
 def _shown(value: Any) -> str:
     # Not repr: that of a deeply nested value would recurse as deep.
-    shown = _SHORT.repr(value)
+    try:
+        shown = _SHORT.repr(value)
+    except ValueError:  # Of an integer so long that Python will not write it.
+        return "a number of thousands of digits"
     return shown if len(shown) <= 80 else f"{shown[:77]}…"
 
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 100
-
-
-def _name_after_the_first(filled: dict[str, Any]) -> None:
-    """A run on several sources goes by the name of the first; what is wrong with the list is said elsewhere."""
-    with suppress(ValueError, LookupError, TypeError, AttributeError):
-        sources = from_json(filled.get("sources", ()))
-        if sources:
-            filled.setdefault("source", sources[0]["source"])
-
-
-def _is_true(value: Any) -> bool:
-    return str(value).lower() in {"1", "true", "t", "yes", "y", "on"}
 
 
 @contextmanager

@@ -18,6 +18,7 @@
     │   └── SourceInUse             source_in_use
     ├── ModelUnavailable            model_unavailable
     ├── DeviceUnavailable           device_unavailable
+    ├── DeviceBusy                  device_busy
     ├── CheckpointError
     │   ├── CheckpointPathMissing   checkpoint_path_missing
     │   ├── CheckpointNotFound      checkpoint_not_found
@@ -103,9 +104,17 @@ class SourceNotText(SourceError):
 
 
 class SourceNotReadable(SourceError):
-    """The file is compressed, damaged, or not of the format that its name says."""
+    """The file is compressed, damaged, or not of the format that its name says.
+
+    Args:
+        may_pass: Whether it may be the machine's trouble and not the file's, so that another look is worth it.
+    """
 
     code = "source_not_readable"
+
+    def __init__(self, message: str, *, may_pass: bool = False) -> None:
+        super().__init__(message)
+        self.may_pass = may_pass
 
 
 class SourceColumns(SourceError):
@@ -281,6 +290,12 @@ class StopAsked(RatchetError):
     """A stop was asked for before the first step, where there is nothing to keep."""
 
     code = "stopped"
+
+
+class DeviceBusy(RatchetError):
+    """Each GPU is somebody's now, and nothing can be tried on one beside them."""
+
+    code = "device_busy"
 
 
 class OutOfMemory(RatchetError):

@@ -60,7 +60,7 @@ class Step(Event):
     grad_norm: float
     tokens_per_second: float
     memory_bytes: int
-    mfu: float
+    mfu: float | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,7 +49,10 @@ def import_bitsandbytes(field: str, setting: str, instead: str) -> Any:
         try:
             with _hidden("kernels"), _quiet("bitsandbytes.backends.cpu.ops"):
                 import bitsandbytes.optim
-        except ImportError:
+        except ModuleNotFoundError as error:
+            if not (error.name or "").startswith("bitsandbytes"):
+                # It is there, and lacks something: to install it again would not help.
+                raise
             needed = f"'{setting}' needs the package bitsandbytes"
             raise ConfigError([(field, f"{needed}: pip install 'ratchet[bitsandbytes]', or use '{instead}'")]) from None
         return bitsandbytes

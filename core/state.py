@@ -10,7 +10,7 @@
 | tokenizer, model configuration | their own files |
 
 The data position is the step itself, see `core.data`, and so is the place in an accumulation, which never spans two
-steps; the learning rate is a function of it.
+steps; the learning rate is a function of it and of how long the warm-up is.
 """
 
 from __future__ import annotations
@@ -60,6 +60,8 @@ class RunState:
     last_checkpoint_train_loss: float | None = None
     num_parts: int = 1
     """In how many parts each batch is computed, so that it fits into memory; the same on all ranks."""
+    num_rising: int | None = None
+    """The updates of the warm-up, settled when the run began; None where an earlier release began it."""
     evaluations: list[dict[str, float]] = field(default_factory=list)
 
     @classmethod

@@ -131,7 +131,7 @@ class Trainer:
         """
         parts, run = self.parts, self.run
         self.clock.start()
-        rate = set_learning_rate(parts.optimizer, parts.config, run.step, run.end_step)
+        rate = set_learning_rate(parts.optimizer, parts.config, run.step, run.end_step, run.num_rising)
         loss = self.accumulate_gradients()
         norm = self.finish_gradients()
         failpoint("trainer.updating")
@@ -146,7 +146,7 @@ class Trainer:
         self.emit(Step(run.step, loss, rate, norm, *self.pace()))
         return loss
 
-    def pace(self) -> tuple[float, int, float]:
+    def pace(self) -> tuple[float, int, float | None]:
         """Tokens per second, bytes of memory, and the part of the device's arithmetic that the model took."""
         rate = self.clock.tokens_per_second
         return round(rate, 1), memory_bytes(self.parts.device), self.utilization.at(rate)

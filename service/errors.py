@@ -11,7 +11,6 @@ core.errors.RatchetError
 ├── FilterUnfit             filter_unfit
 ├── NothingSaved            nothing_saved
 ├── WorkerUnavailable       worker_unavailable
-├── DeviceBusy              device_busy
 ├── GenerationFailed        generation_failed
 ├── GenerationRefused       (the worker's own code)
 └── CheckpointMismatch
@@ -94,12 +93,6 @@ class WorkerUnavailable(RatchetError):
     """No worker that generates text can be reached."""
 
     code = "worker_unavailable"
-
-
-class DeviceBusy(RatchetError):
-    """The worker has no GPU to try something on: each trains a job."""
-
-    code = "device_busy"
 
 
 class GenerationFailed(RatchetError):

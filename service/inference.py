@@ -17,11 +17,11 @@ import httpx2
 from pydantic import BaseModel, ValidationError
 from sqlmodel import Session
 
-from core.errors import DiskFull, RatchetError, StorageError
+from core.errors import DeviceBusy, DiskFull, RatchetError, StorageError
 from jobs.tables import Worker
 from jobs.workers import list_workers
 from service.admission import one_of
-from service.errors import DeviceBusy, GenerationFailed, GenerationRefused, TooManyAtOnce, WorkerUnavailable
+from service.errors import GenerationFailed, GenerationRefused, TooManyAtOnce, WorkerUnavailable
 from service.schemas import is_alive
 
 # A model that is loaded for the first time, or a turn behind others, may take minutes to say its first word.

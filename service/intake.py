@@ -18,6 +18,7 @@ from core.machine.failpoints import failpoint
 from core.sources.corpus import columns_of
 from core.sources.files import SourceFacts, SourceFolder, check_length
 from core.sources.methods import method_of
+from core.sources.rows import place_in
 from jobs import queue
 from jobs.database import Database
 from jobs.queue import NewJob
@@ -159,7 +160,7 @@ def _left_out(config: TrainingConfig, facts: list[SourceFacts]) -> list[str]:
     """What the run will skip, said before it begins."""
     return [
         f"{found.num_bad_rows} of the {found.num_rows + found.num_bad_rows} rows of '{share.source}' will be skipped: "
-        f"{'; '.join(f'row {row.number} {row.reason}' for row in found.bad_rows[:3])}"
+        f"{'; '.join(f'{place_in(found.format)} {row.number} {row.reason}' for row in found.bad_rows[:3])}"
         for share, found in zip(config.shares, facts, strict=True)
         if found.num_bad_rows
     ]

@@ -20,6 +20,7 @@ from core.errors import (
     CheckpointMismatch,
     CheckpointNotFound,
     ConfigError,
+    DeviceBusy,
     RatchetError,
     StorageError,
 )
@@ -60,7 +61,7 @@ STATUS: dict[type[RatchetError], int] = {
     LedgerUnavailable: 503,
     StorageError: 503,
     errors.WorkerUnavailable: 503,
-    errors.DeviceBusy: 503,
+    DeviceBusy: 503,
 }
 """An error has the status of the nearest of its classes in here."""
 
@@ -75,6 +76,7 @@ HINTS: dict[int, str] = {
     410: "Take another one; what is gone does not come back.",
     412: "Leave If-None-Match out to replace what is there.",
     413: "Send less in one request.",
+    415: "Send the file's own bytes, without Content-Encoding.",
     421: "Call the service by its own address, or add the name to RATCHET_ALLOWED_HOSTS.",
     422: "Correct the fields named in errors, then send the request again.",
     429: "Wait as long as Retry-After says, then send the request again.",

@@ -258,7 +258,11 @@ def _changes(job: Job, body: ResumeIn, has_place: bool) -> dict[str, Any]:
     # A job of an earlier release keeps all checkpoints, and no change of something else takes that from it.
     # How many steps its epochs are, it has told since.
     known = {"keep_checkpoints": 0, **job.config, "training_steps": job.training_steps}
-    saved = {"config": known, "step": job.step}
+    if job.step == 0:
+        # Nothing of it was learnt in the way of an earlier release.
+        known.setdefault("method", "auto")
+    # Counted from where it began, as its steps are.
+    saved = {"config": known, "step": job.start_step, "end_step": job.start_step + job.training_steps}
     config, differences = resume_config(saved, {**overrides, "training_steps": steps}, body.mode)
     differences += _moved(known, config, job.step) if has_place else []
     # Also when nothing changes: what changed the last time is not what changes now.

@@ -13,25 +13,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from core.errors import RatchetError
+from core.errors import DeviceBusy
 
 log = logging.getLogger(__name__)
 
 ASK = ("nvidia-smi", "--query-gpu=index,uuid,name,memory.total", "--format=csv,noheader")
 ASK_SECONDS = 20.0
 DEVICES = Path("/dev")
-
-
-class DeviceBusy(RatchetError):
-    """Each GPU is somebody's now, and nothing can be tried on one beside them."""
-
-    code = "device_busy"
-
-    def __init__(self) -> None:
-        super().__init__(
-            "each GPU of the worker trains a job now, so no step can be timed: ask again when one is free, or without "
-            "time"
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,13 +111,17 @@ def free_gpu(device: str, environment: Mapping[str, str] = os.environ) -> Iterat
     if not gpus:
         yield "" if gpus is None or device == "cpu" else None
         return
-    for gpu in gpus:
+    # Jobs take the first one that is free.
+    for gpu in reversed(gpus):
         lock = GpuLock(gpu.uuid)
         with contextlib.suppress(OSError):
             if lock.take():
                 break
     else:
-        raise DeviceBusy
+        raise DeviceBusy(
+            "each GPU of the worker trains a job now, so no step can be timed: ask again when one is free, or without "
+            "time"
+        )
     try:
         yield gpu.uuid
     finally:

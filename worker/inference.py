@@ -40,6 +40,7 @@ from core.errors import (
     CheckpointError,
     CheckpointNotFound,
     ConfigError,
+    DeviceBusy,
     DeviceUnavailable,
     ExportError,
     GenerationError,
@@ -51,7 +52,6 @@ from core.errors import (
 from core.imports import import_torch
 from core.machine.processes import exit_with_parent
 from worker.forecasts import Forecasts, TokensAsk
-from worker.gpus import DeviceBusy
 from worker.inference_process import TOKEN_VARIABLE
 from worker.inference_requests import Adopt, Ask, ExportAsk, ForecastAsk
 from worker.settings import WorkerSettings

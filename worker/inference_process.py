@@ -71,6 +71,7 @@ class InferenceProcess:
         settings = self.settings
         return {
             TOKEN_VARIABLE: self.token,
+            "RATCHET_DATA": str(settings.data),
             "RATCHET_CHECKPOINTS": str(settings.checkpoints),
             "RATCHET_MODELS": str(settings.models),
             "RATCHET_SOURCES": str(settings.sources),

@@ -29,7 +29,7 @@ def versions() -> dict[str, str]:
     """Of Python, and of each package that computes."""
     found = {"python": platform.python_version(), "torch": torch.__version__}
     # The last one only where it computes: to have it installed changes nothing.
-    optional = [name for name in ("bitsandbytes",) if sys.modules.get(name)]
+    optional = ["bitsandbytes"] if sys.modules.get("bitsandbytes") else []
     for name in ("ratchet", "numpy", "tokenizers", "transformers", "peft", *optional):
         try:
             found[name] = version(name)

@@ -57,6 +57,7 @@ class SavedRun(BaseModel):
     initial_train_loss: float | None = None
     last_checkpoint_train_loss: float | None = None
     num_parts: Annotated[int, Field(ge=1, le=1 << 17)] = 1
+    num_rising: Annotated[int, Field(strict=True, ge=1, le=10_000_000)] | None = None
     evaluations: list[Evaluation] = []
 
 

@@ -13,6 +13,7 @@ import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -123,7 +124,7 @@ def _peak(
     live = _Live()
     precision = Precision("fp32" if config.precision == "fp32" else "bf16", "cpu")
     try:
-        with _quiet(), _experts_of_any_type(), FakeTensorMode(allow_non_fake_inputs=True):
+        with _quiet(), _experts_of_any_type(config), FakeTensorMode(allow_non_fake_inputs=True):
             for one in (model, reference):
                 if one is not None:
                     _give_shapes(one)
@@ -161,18 +162,25 @@ def _quiet() -> Iterator[None]:
         log.disabled = was
 
 
+_GROUPED = "_can_use_grouped_mm"
+
+
 @contextmanager
-def _experts_of_any_type() -> Iterator[None]:
+def _experts_of_any_type(config: TrainingConfig) -> Iterator[None]:
     """All experts of a layer are multiplied at once, with as many rows whichever tokens they get; but shapes of that
     product torch knows in bfloat16 alone. The library's own product, with the same shapes, it knows in every type.
     """
-    from transformers.integrations import moe
-
-    was, moe._can_use_grouped_mm = moe._can_use_grouped_mm, lambda *_: False
+    moe = import_module("transformers.integrations.moe") if config.is_pretrained else None
+    # A private name of the library's: where it is gone there is no figure for experts, and still one for all others.
+    was = getattr(moe, _GROUPED, None)
+    if was is None:
+        yield
+        return
+    setattr(moe, _GROUPED, lambda *_: False)
     try:
         yield
     finally:
-        moe._can_use_grouped_mm = was
+        setattr(moe, _GROUPED, was)
 
 
 def _give_shapes(model: nn.Module) -> None:

@@ -5,10 +5,10 @@ Without a tokenizer and a model little is known; `Known` is what a worker has fo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from core.config import MOST_STEPS, TrainingConfig
+from core.config import DEFAULTS, MOST_STEPS, TrainingConfig
 from core.errors import RatchetError
 from core.sources.facts import SourceFacts
 from core.sources.methods import method_of
@@ -45,6 +45,31 @@ RATES = {
 }
 MUON_HIGH = 0.1
 
+OF_SCRATCH = ("tokenizer", "bpe_vocab_size", "architecture", "n_embd", "n_head", "n_layer")
+OF_MODERN = ("activation", "qk_norm", "tie_embeddings")
+OF_ADAPTERS = ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "use_rslora", "use_dora")
+
+IGNORED: list[tuple[tuple[str, ...], str, Callable[[TrainingConfig], bool]]] = [
+    (OF_ADAPTERS, "without use_lora", lambda config: not config.use_lora),
+    ((*OF_SCRATCH, *OF_MODERN), "in a pretrained model, which is as it is", lambda config: config.is_pretrained),
+    (OF_MODERN, "in a classic model", lambda config: not config.is_pretrained and config.architecture == "classic"),
+    (
+        ("bpe_vocab_size",),
+        "with a tokenizer of characters",
+        lambda config: not config.is_pretrained and config.tokenizer == "characters",
+    ),
+    (("base_model",), "in a model from scratch", lambda config: not config.is_pretrained),
+    (("muon_learning_rate",), "without optimizer 'muon'", lambda config: config.optimizer != "muon"),
+    (("min_lr_ratio",), "under a constant rate", lambda config: config.lr_schedule == "constant"),
+    (("decay_fraction",), "without lr_schedule 'wsd'", lambda config: config.lr_schedule != "wsd"),
+    (
+        ("early_stopping_min_delta",),
+        "without early_stopping_patience",
+        lambda config: not config.early_stopping_patience,
+    ),
+]
+"""Settings that do nothing where something else is set, how that is said, and when. At their defaults nobody asked."""
+
 
 @dataclass(frozen=True, slots=True)
 class Known:
@@ -74,7 +99,7 @@ def warnings_of(config: TrainingConfig, facts: Sequence[SourceFacts], known: Kno
         known: What a worker has found out; without it, only that is said which is certain anyway.
     """
     said = [*_of_validation(config, facts, known), *_of_rates(config, facts), *_of_length(config, known)]
-    said += _of_tokens(config, facts, known)
+    said += [*_of_tokens(config, facts, known), *_of_ignored(config)]
     return said + (list(_of_shape(config, known)) + list(_of_memory(config, known)) if known else [])
 
 
@@ -116,8 +141,15 @@ def _of_length(config: TrainingConfig, known: Known | None) -> Iterator[str]:
             f"warmup_steps {config.warmup_steps:,} is more than the run's {steps:,} steps: "
             "it ends before its rate is reached"
         )
-    # A test run has nothing that would be missed, and one in epochs is as long as its source says.
+    # One in epochs is as long as its source says.
     is_counted = known is not None or config.training_steps != MOST_STEPS
+    patience = config.early_stopping_patience
+    if is_counted and patience * config.eval_interval > steps:
+        yield (
+            f"early_stopping_patience {patience:,} takes {patience * config.eval_interval:,} steps at an eval_interval "
+            f"of {config.eval_interval:,}, and the run has {steps:,}: it never ends early"
+        )
+    # A test run has nothing that would be missed.
     is_kept = config.enable_checkpoints and not config.test_mode
     if is_kept and is_counted and config.checkpoint_interval > steps:
         yield (
@@ -131,6 +163,15 @@ def _of_length(config: TrainingConfig, known: Known | None) -> Iterator[str]:
             f"the source comes {epochs:,.0f} times over{during}: "
             f"after {MANY_EPOCHS} the model mostly learns it by heart"
         )
+
+
+def _of_ignored(config: TrainingConfig) -> Iterator[str]:
+    defaults = DEFAULTS[config.model_type, config.test_mode]
+    fields = TrainingConfig.model_fields
+    for names, why, is_ignored in IGNORED:
+        given = [name for name in names if getattr(config, name) != defaults.get(name, fields[name].default)]
+        if given and is_ignored(config):
+            yield f"{', '.join(given)} {'changes' if len(given) == 1 else 'change'} nothing {why}"
 
 
 def _of_tokens(config: TrainingConfig, facts: Sequence[SourceFacts], known: Known | None) -> Iterator[str]:

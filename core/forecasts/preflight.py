@@ -275,5 +275,5 @@ def _skipped(part: Beginning, file: TokenFile) -> dict[str, Any]:
 def _said(prospect: Prospect) -> list[str]:
     """What the data warns of, but for the rows that are told one by one."""
     files = zip(prospect.sources, prospect.files, strict=True)
-    told = {said for part, file in files for said in left_out(part.source.name, file.told)}
+    told = {said for part, file in files for said in left_out(part, file.told)}
     return [said for said in prospect.data.warnings if said not in told]

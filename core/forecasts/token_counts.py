@@ -9,7 +9,7 @@ from pathlib import Path
 from core.bases.at_hand import models_at_hand
 from core.checkpoints.manifest import read_manifest
 from core.config import TrainingConfig, parse
-from core.errors import ConfigError, RatchetError
+from core.errors import ConfigError, RatchetError, StorageError
 from core.forecasts.outline import Outline
 from core.models.base import find_base
 from core.sources.beginnings import MOST_CHARACTERS, Beginning, corpus_of
@@ -61,6 +61,9 @@ class TokenCounter:
             num_read = len(encoder.tokens(part).stored)
         except _TooLate:
             return TokenCount()
+        except StorageError:
+            # It is this machine's trouble, and says nothing of the source.
+            raise
         except RatchetError as error:
             return TokenCount(error=error)
         return TokenCount(round(num_read * part.scale), part.scale > 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
@@ -63,8 +64,8 @@ class DataSettings(BaseModel):
     @field_validator("sources")
     @classmethod
     def _each_source_once(cls, sources: tuple[SourceShare, ...]) -> Any:
-        names = [share.source for share in sources]
-        if repeated := {name for name in names if names.count(name) > 1}:
+        names = [PurePosixPath(share.source) for share in sources]  # Of `a` and `./a`, which are one file.
+        if repeated := {str(name) for name in names if names.count(name) > 1}:
             raise ValueError(f"'{min(repeated)}' is there more than once: give it a larger weight instead")
         return sources
 

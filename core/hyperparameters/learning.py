@@ -40,7 +40,8 @@ class LearningSettings(BaseModel):
         100,
         ge=1,
         le=10_000_000,
-        description="Updates until the peak rate is reached; with `num_epochs`, at most a tenth of the run.",
+        description="Updates until the peak rate is reached; with `num_epochs`, at most a tenth of the run that "
+        "begins, which a resume keeps.",
     )
     gradient_accumulation_steps: int = Field(1, ge=1, le=65_536, description="Batches whose gradients make one update.")
     num_processes: int = Field(

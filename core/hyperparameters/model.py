@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field, ValidationInfo, field_validator
@@ -13,6 +14,9 @@ PRETRAINED = frozenset({"gpt2", "causal_lm"})
 
 NONE_GIVEN = ""
 """A base model that nobody has named."""
+
+MAX_NAME_BYTES = 255
+"""Of a file or folder, on every file system there is."""
 
 
 class ModelSettings(BaseModel):
@@ -69,6 +73,14 @@ class ModelSettings(BaseModel):
     def _say_which_model(cls, base_model: Any) -> Any:
         if base_model == NONE_GIVEN:
             raise ValueError("model_type 'causal_lm' needs one: the name of a model on the hub, or of a local folder")
+        return base_model
+
+    @field_validator("base_model")
+    @classmethod
+    def _could_be_a_folder(cls, base_model: str) -> str:
+        longest = max(len(os.fsencode(part)) for part in base_model.split("/"))
+        if longest > MAX_NAME_BYTES:
+            raise ValueError(f"no folder has a name of {longest} bytes: {MAX_NAME_BYTES} is the most")
         return base_model
 
     @field_validator("n_head")

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
 
 from core.hyperparameters import from_json
 
 Tracker = Literal["tensorboard", "mlflow", "wandb", "trackio"]
 Prompt = Annotated[str, Field(max_length=4000)]
+
+
+def _each_once(trackers: tuple[Tracker, ...]) -> tuple[Tracker, ...]:
+    return tuple(dict.fromkeys(trackers))
 
 
 class ReportingSettings(BaseModel):
@@ -36,6 +40,6 @@ class ReportingSettings(BaseModel):
     temperature: float = Field(0.7, ge=0, le=10, description="Of the samples; 0 is greedy.")
     top_k: int = Field(50, ge=1, le=1_000_000, description="Likeliest tokens that a sample draws from.")
     max_new_tokens: int = Field(300, ge=0, le=8192, description="Length of a sample; 0 for none.")
-    trackers: Annotated[tuple[Tracker, ...], BeforeValidator(from_json)] = Field(
+    trackers: Annotated[tuple[Tracker, ...], BeforeValidator(from_json), AfterValidator(_each_once)] = Field(
         (), max_length=4, description="Where numbers go, too: `tensorboard`, `mlflow`, `wandb`, `trackio`."
     )

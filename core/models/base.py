@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -15,7 +16,11 @@ from core.bases.gguf_file import is_gguf_folder
 from core.errors import ModelUnavailable
 
 PROBE_SECONDS = 3.0
-FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
+FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+TEMPLATE_FILE = "chat_template.jinja"
+
+_LOOKED_AGAIN: set[Path] = set()
+"""Snapshots whose template this process has asked the hub for: it may take seconds to hear that there is no hub."""
 
 
 def find_base(name: str, models_root: Path | None = None) -> Path:
@@ -32,10 +37,11 @@ def find_base(name: str, models_root: Path | None = None) -> Path:
     folder = models_root / name if models_root else Path(name)
     if models_root and ".." in Path(name).parts:
         raise ModelUnavailable(f"base model '{name}' leads out of the models root", field="base_model")
-    if folder.is_dir():
+    if _is_there(folder):
         return _checked(folder)
     cached = _from_hub(name, local=True)
     if cached:
+        _complete(name, cached)
         return cached
     reason = _hub_unreachable()
     if reason is None:
@@ -44,6 +50,13 @@ def find_base(name: str, models_root: Path | None = None) -> Path:
             return fetched
         reason = "the hub has no such model, or did not give it"
     raise _unavailable(name, folder.absolute(), reason)
+
+
+def _is_there(folder: Path) -> bool:
+    try:
+        return folder.is_dir()
+    except OSError:  # A name longer than a path may be.
+        return False
 
 
 def _checked(folder: Path) -> Path:
@@ -69,6 +82,32 @@ def _from_hub(name: str, *, local: bool) -> Path | None:
         return None
     folder = Path(found)
     return folder if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")) else None
+
+
+def _complete(name: str, snapshot: Path) -> None:
+    """Fetch the chat template that a snapshot in the cache lacks, if it has one and the hub can be asked.
+
+    Most are in a file of their own, which not everything that fills the cache asks for. The cache remembers what a
+    commit of a model does not have, so the hub is asked once.
+    """
+    if snapshot in _LOOKED_AGAIN or (snapshot / TEMPLATE_FILE).is_file() or _has_template_inside(snapshot):
+        return
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    _LOOKED_AGAIN.add(snapshot)
+    if try_to_load_from_cache(name, TEMPLATE_FILE, revision=snapshot.name) is not None or _hub_unreachable():
+        return
+    with suppress(HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError):
+        hf_hub_download(name, TEMPLATE_FILE, revision=snapshot.name, etag_timeout=PROBE_SECONDS)
+
+
+def _has_template_inside(snapshot: Path) -> bool:
+    """Where older releases of the library wrote it."""
+    try:
+        return b'"chat_template"' in (snapshot / "tokenizer_config.json").read_bytes()
+    except OSError:
+        return False
 
 
 def _hub_unreachable() -> str | None:

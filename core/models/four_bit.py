@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from core.errors import ConfigError
 from core.libraries import import_bitsandbytes
 from core.models.blocks import blocks_of, linear_kinds
 
@@ -133,6 +134,17 @@ def linear_in_blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for name, module in model.named_modules():
         if id(module) in within and isinstance(module, linear_kinds()):
             yield name, module
+
+
+def check_can_be_packed(model: nn.Module) -> None:
+    """Refuse a model whose blocks would stay nearly as large as they are.
+
+    Raises:
+        ConfigError: it keeps its experts in other layers than linear ones.
+    """
+    if any(parameter.dim() > 2 for parameter in blocks_of(model).parameters()):
+        said = "'nf4' packs linear layers, and this model keeps its experts in others: use 'none'"
+        raise ConfigError([("quantization", said)])
 
 
 def take_place(model: nn.Module, name: str, weight: Tensor | None = None) -> None:

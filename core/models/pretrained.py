@@ -20,7 +20,7 @@ from torch import Tensor
 from core.bases.gguf_file import is_gguf_folder
 from core.errors import ModelUnavailable
 from core.models.folder import check_tokenizer_files, read_config, read_weights, unusable
-from core.models.four_bit import linear_in_blocks, take_place
+from core.models.four_bit import check_can_be_packed, linear_in_blocks, take_place
 from core.models.gguf import config_of, read_header, weights_of
 from core.models.gguf_tokenizer import tokenizer_of
 
@@ -88,6 +88,7 @@ def lay_out_causal_lm(folder: Path, dropout: float = 0.0, *, in_four_bits: bool 
         model = _laid_out(folder, read_config(folder), weights, len(weights), dropout)
     model.tie_weights()
     if in_four_bits:
+        check_can_be_packed(model)
         for name, _ in list(linear_in_blocks(model)):
             take_place(model, name)
     return model
@@ -162,6 +163,7 @@ def _to_pack(laid_out: Any, weights: Mapping[str, Tensor]) -> dict[str, tuple[st
 
     So transformers makes no copy of a matrix in fp32 that is then packed.
     """
+    check_can_be_packed(laid_out)
     layers = {f"{name}.weight": name for name, _ in linear_in_blocks(laid_out)}
     prefix = f"{laid_out.base_model_prefix}."
     found = {}

@@ -7,15 +7,16 @@ up or added costs nothing, so this is what the model needs and not what was spen
 
 from __future__ import annotations
 
+import re
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 
 import torch
 from torch import nn
 
 from core.models import LanguageModel
-from core.optimization.updates import blocks_of
+from core.models.blocks import blocks_of
 
 PEAK_FLOPS = {
     "B200": 2250e12,
@@ -60,13 +61,11 @@ class Utilization:
     device: str
     dtype: torch.dtype
     world_size: int = 1
-    _peak: float | None = field(default=None, init=False)
 
-    def at(self, tokens_per_second: float) -> float:
-        """The part of the peak, from 0 to about 1. The peak is found at the first call."""
-        if self._peak is None:
-            self._peak = peak_flops(self.device, self.dtype)
-        return round(self.flops_per_token * tokens_per_second / (self._peak * self.world_size), 4)
+    def at(self, tokens_per_second: float) -> float | None:
+        """The part of the peak, from 0 to about 1; None where no peak can be found. It is found at the first call."""
+        peak = peak_flops(self.device, self.dtype)
+        return None if peak is None else round(self.flops_per_token * tokens_per_second / (peak * self.world_size), 4)
 
 
 def flops_per_token(model: LanguageModel, length: int, method: str = "lm") -> float:
@@ -83,15 +82,20 @@ def flops_per_token(model: LanguageModel, length: int, method: str = "lm") -> fl
 
 
 @cache
-def peak_flops(device: str, dtype: torch.dtype) -> float:
+def peak_flops(device: str, dtype: torch.dtype) -> float | None:
     """FLOPs per second that a device can do: by its data sheet, or as measured with a matrix product."""
     kind = torch.device(device).type
     if kind == "cuda" and dtype in (torch.bfloat16, torch.float16):
         name = torch.cuda.get_device_name(device)
         for part, peak in PEAK_FLOPS.items():
-            if part in name:
+            # A laptop's is another chip by the same name.
+            if re.search(rf"(?<![A-Za-z0-9]){part}(?![A-Za-z0-9])", name) and "Laptop" not in name:
                 return peak
-    return _measured_flops(device, dtype, MEASURED_SIDE.get(kind, 1024))
+    try:
+        return _measured_flops(device, dtype, MEASURED_SIDE.get(kind, 1024))
+    except (RuntimeError, MemoryError):
+        # No memory is left for it, or no such product is known there: a figure to look at must not end a run.
+        return None
 
 
 def _measured_flops(device: str, dtype: torch.dtype, side: int) -> float:

@@ -1,4 +1,7 @@
-"""How large an update is, as a part of the peak rate: a function of the step alone, so nothing of it is saved.
+"""How large an update is, as a part of the peak rate: a function of the step, and of how long the warm-up is.
+
+That length is settled when a run begins and saved with it: a tenth of a run in epochs is another number once it goes
+on to another end, and what has risen would fall back.
 
 | schedule | after the warm-up |
 | --- | --- |
@@ -18,14 +21,15 @@ import math
 from core.hyperparameters.learning import LearningSettings
 
 
-def learning_rate_factor(config: LearningSettings, step: int, end_step: int) -> float:
+def learning_rate_factor(config: LearningSettings, step: int, end_step: int, num_rising: int | None = None) -> float:
     """The part of its peak rate that the update which follows `step` updates is made with, from 0 to 1.
 
     Args:
         end_step: The last update of the run. A run that ends before its warm-up does never falls.
+        num_rising: The updates of the warm-up; by default what a run that begins with this end would make.
     """
-    num_rising = num_rising_steps(config, end_step)
-    num_falling = num_falling_steps(config, end_step)
+    num_rising = num_rising or num_rising_steps(config, end_step)
+    num_falling = num_falling_steps(config, end_step, num_rising)
     top = end_step - 1 - num_falling
     if step <= top or not num_falling:
         return min(1.0, (step + 1) / num_rising)
@@ -44,10 +48,10 @@ def num_rising_steps(config: LearningSettings, end_step: int) -> int:
     return config.warmup_steps if config.num_epochs is None else min(config.warmup_steps, max(1, end_step // 10))
 
 
-def num_falling_steps(config: LearningSettings, end_step: int) -> int:
+def num_falling_steps(config: LearningSettings, end_step: int, num_rising: int | None = None) -> int:
     """How many of the run's last updates are made with less than the peak rate, each with less than the one before."""
     if config.lr_schedule == "constant":
         return 0
     # The first update that is made with the peak rate is the last of the warm-up.
-    room = max(0, end_step - num_rising_steps(config, end_step))
+    room = max(0, end_step - (num_rising or num_rising_steps(config, end_step)))
     return min(room, max(1, round(config.decay_fraction * end_step))) if config.lr_schedule == "wsd" else room

@@ -17,8 +17,7 @@ from core.config import TrainingConfig
 from core.errors import ConfigError, DeviceUnavailable
 from core.libraries import import_bitsandbytes
 from core.models import LanguageModel
-from core.models.blocks import blocks_of as blocks_of
-from core.models.blocks import linear_kinds
+from core.models.blocks import blocks_of, linear_kinds
 from core.optimization.muon import Muon
 from core.optimization.plain_adamw import PlainAdamW
 from core.optimization.schedules import learning_rate_factor
@@ -75,9 +74,11 @@ def build_optimizer(config: TrainingConfig, model: LanguageModel) -> torch.optim
     return _adamw(config, trainable)
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, config: TrainingConfig, step: int, end_step: int) -> float:
+def set_learning_rate(
+    optimizer: torch.optim.Optimizer, config: TrainingConfig, step: int, end_step: int, num_rising: int | None = None
+) -> float:
     """Give every parameter group its rate for the update that follows `step` updates, and return AdamW's."""
-    factor = learning_rate_factor(config, step, end_step)
+    factor = learning_rate_factor(config, step, end_step, num_rising)
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] * factor
     return config.learning_rate * factor

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from core.errors import SourceAltered, SourceEmpty, SourceError, SourceNoRows
+from core.errors import SourceAltered, SourceEmpty, SourceError, SourceNoRows, SourceNotReadable
 from core.sources.rows import (
     NO_COLUMNS,
     BadRow,
@@ -144,6 +144,8 @@ class FactsMemory:
             found = error
         if unchanged_key(file) != before:
             raise SourceAltered(f"source '{name}' changed while it was read: try again when it is whole")
+        if isinstance(found, SourceNotReadable) and found.may_pass:
+            raise found
         with self._lock:
             self._known[key] = found
             if len(self._known) > self._capacity:

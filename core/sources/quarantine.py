@@ -55,7 +55,7 @@ def _answer(file: BinaryIO, name: str, columns: Mapping[str, str], seconds: floa
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             pass_fds=[file.fileno()],
-            env={"PYTHONPATH": str(_PROJECT), "ARROW_DEFAULT_MEMORY_POOL": "system", "OMP_NUM_THREADS": "1"},
+            env=_environment(),
         )
     except OSError as error:
         raise StorageError(f"source '{name}' cannot be looked at now: {error.strerror}; try again") from None
@@ -63,16 +63,30 @@ def _answer(file: BinaryIO, name: str, columns: Mapping[str, str], seconds: floa
         try:
             told, _ = process.communicate(asked.encode(), timeout=seconds)
         except subprocess.TimeoutExpired:
-            raise SourceNotReadable(_too_slow(name, seconds)) from None
+            raise SourceNotReadable(_too_slow(name, seconds), may_pass=True) from None
         finally:
             process.kill()
     if process.returncode == -signal.SIGXCPU:
         raise SourceNotReadable(_too_slow(name, seconds))
     if process.returncode != 0:
         said = f"reading it ended the process that did, which may take {MEMORY_BYTES >> 20} MiB of memory"
-        raise SourceNotReadable(f"source '{name}' cannot be read as Parquet: {said}; write it with smaller row groups")
+        refused = f"source '{name}' cannot be read as Parquet: {said}; write it with smaller row groups"
+        # Memory that it may not have it answers with. Who else ends a process may be after memory for another one.
+        raise SourceNotReadable(refused, may_pass=True)
     answer: dict[str, Any] = json.loads(told)
     return answer
+
+
+def _environment() -> dict[str, str]:
+    """Where Python and its libraries are found, and no secret."""
+    found = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
+    paths = [str(_PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {
+        **found,
+        "PYTHONPATH": os.pathsep.join(paths),
+        "ARROW_DEFAULT_MEMORY_POOL": "system",
+        "OMP_NUM_THREADS": "1",
+    }
 
 
 def _too_slow(name: str, seconds: float) -> str:
@@ -105,6 +119,13 @@ def main() -> None:
     try:
         with os.fdopen(handle, "rb") as file:
             answer: dict[str, Any] = {"facts": asdict(facts.facts_of(file, name, columns))}
+    except MemoryError:
+        said = f"source '{name}' cannot be read as Parquet: it takes more than {memory_bytes >> 20} MiB of memory"
+        answer = {
+            "code": SourceNotReadable.code,
+            "message": f"{said}; write it with smaller row groups",
+            "bad_rows": (),
+        }
     except SourceError as error:
         answer = {"code": error.code, "message": error.message, "bad_rows": getattr(error, "bad_rows", ())}
     sys.stdout.write(json.dumps(answer))

@@ -5,24 +5,17 @@ Each reader gives (number, row or the reason why it is none). Light: pyarrow is 
 
 from __future__ import annotations
 
-import csv
 import importlib
-from collections.abc import Iterable, Iterator, Mapping
+import json
+from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO, TypeAlias
 
 from core.errors import SourceColumns, SourceNotReadable
+from core.sources import lines
+from core.sources.csv_records import Records
+from core.sources.lines import CHUNK_BYTES, decoded
 from core.sources.row_json import Unfit, parse_json
-from core.sources.row_kinds import Row, RowMaker, fields_of_rows, makes_rows, num_characters
-
-CHUNK_BYTES = 1 << 20
-
-MAX_LINE_BYTES = 64 << 20
-"""A longer line is passed over. So is a record of CSV that goes on for longer, whatever lines it has."""
-
-MAX_DELIMITERS = 1_000_000
-"""In one record of CSV: a field costs sixty bytes."""
-
-MAX_COLUMNS = 10_000
+from core.sources.row_kinds import Row, RowMaker, fields_read, makes_rows, num_characters
 
 BATCH_ROWS = 32
 """Of Parquet at a time: one word of a dictionary may stand for megabytes in every row."""
@@ -36,19 +29,15 @@ ROW_BYTES = 64
 Numbered: TypeAlias = tuple[int, Row | str]
 """A row or what is wrong with it, and where it is."""
 
-_TOO_LONG = f"is longer than {MAX_LINE_BYTES >> 20} MiB"
-_BOM = b"\xef\xbb\xbf"
-_DELIMITERS = (",", "\t", ";")
-
 
 def json_rows(file: BinaryIO, columns: Mapping[str, str]) -> Iterator[Numbered]:
     """Of one JSON object per line; blank lines are nothing."""
     maker = RowMaker(columns)
-    for number, line in enumerate(lines(file), start=1):
+    for number, line in enumerate(lines.lines(file), start=1):
         if line is not None and (not line or line.isspace()):
             continue
         try:
-            yield number, maker.row(parse_json(_decoded(line)))
+            yield number, maker.row(parse_json(decoded(line)))
         except Unfit as unfit:
             yield number, unfit.reason
 
@@ -59,8 +48,7 @@ def csv_rows(file: BinaryIO, columns: Mapping[str, str], name: str) -> Iterator[
     Raises:
         SourceColumns: the header's names are not those of any kind of row.
     """
-    csv.field_size_limit(max(csv.field_size_limit(), MAX_LINE_BYTES))  # One for the whole process.
-    records = _Records(file)
+    records = Records(file)
     try:
         header = records.header()
     except Unfit as unfit:
@@ -108,7 +96,7 @@ def _parquet_records(file: BinaryIO, columns: Mapping[str, str], name: str) -> I
         opened = parquet.ParquetFile(file, pre_buffer=False, buffer_size=CHUNK_BYTES)
         header = [str(column) for column in opened.schema_arrow.names]
         check_columns_of(header, columns, name)
-        wanted = [column for column in (columns.get(field, field) for field in fields_of_rows()) if column in header]
+        wanted = [column for column in dict.fromkeys(_read_of(columns)) if column in header]
         for batch in opened.iter_batches(BATCH_ROWS, columns=wanted, use_threads=False):
             yield from _records_in(batch)
     except MemoryError:
@@ -126,113 +114,33 @@ def check_columns_of(header: list[str], columns: Mapping[str, str], name: str) -
     Raises:
         SourceColumns: with the columns that there are.
     """
-    there = ", ".join(f"'{column[:40]}'" for column in header[:12]) + (", …" if len(header) > 12 else "")
+    there = ", ".join(map(_shown, header[:12])) + (", …" if len(header) > 12 else "")
+    for column in _read_of(columns):
+        if header.count(column) > 1:
+            raise SourceColumns(
+                f"source '{name}' has {header.count(column)} columns {_shown(column)}: rename all but one"
+            )
     for column in columns.values():
         if column not in header:
-            raise SourceColumns(f"source '{name}' has no column '{column[:40]}': it has {there or 'none'}")
+            raise SourceColumns(f"source '{name}' has no column {_shown(column)}: it has {there or 'none'}")
     if not makes_rows(header, columns):
         needed = "'text', 'prompt' and 'completion', 'messages', or 'prompt', 'chosen' and 'rejected'"
-        said = f"it has {there or 'no columns'} and needs {needed}; a column of another name can be named in columns"
-        raise SourceColumns(f"no row can be made of source '{name}': {said}")
+        said = f"it has {there or 'no columns'} and needs {needed}"
+        how = (
+            f'; a job says which is which in columns, such as {{"text": {json.dumps(header[0][:40])}}}'
+            if header
+            else ""
+        )
+        raise SourceColumns(f"source '{name}' needs its columns to be named: {said}{how}")
 
 
-def lines(file: BinaryIO) -> Iterator[bytes | None]:
-    """Lines without their ends, from the first one without a byte order mark; None for one that is too long."""
-    parts: list[bytes] = []
-    num_bytes, mark = 0, _BOM
-    while chunk := file.read(CHUNK_BYTES):
-        *whole, rest = chunk.removeprefix(mark).split(b"\n")
-        mark = b""
-        for piece in whole:
-            num_bytes += len(piece)
-            yield None if num_bytes > MAX_LINE_BYTES else b"".join((*parts, piece))
-            parts, num_bytes = [], 0
-        num_bytes += len(rest)
-        parts = [*parts, rest] if num_bytes <= MAX_LINE_BYTES else []
-    if num_bytes:
-        yield None if num_bytes > MAX_LINE_BYTES else b"".join(parts)
+def _shown(column: str) -> str:
+    return f"'{' '.join(column[:40].split())}'"
 
 
-class _Records:
-    """Records of CSV with the number of the line that each begins at; a string says what is wrong with one."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._lines = _LinesOfRecord(lines(file))
-
-    def header(self) -> list[str]:
-        """The names of the columns, from the first line that is not blank.
-
-        Raises:
-            Unfit: it cannot be decoded, is too long, or has too many.
-        """
-        line = next((line for line in self._lines if line.strip()), "")
-        if max(map(line.count, _DELIMITERS)) >= MAX_COLUMNS:
-            raise Unfit(f"has more than {MAX_COLUMNS:,} columns")
-        found = [_split(line, delimiter) for delimiter in _DELIMITERS]
-        header = max(found, key=len)
-        self._lines.delimiter = _DELIMITERS[found.index(header)]
-        return [name.strip() for name in header]
-
-    def __iter__(self) -> Iterator[tuple[int, list[str] | str]]:
-        reader = csv.reader(self._lines, delimiter=self._lines.delimiter, strict=True)
-        while True:
-            number = self._lines.begin()
-            try:
-                cells = next(reader)
-            except StopIteration:
-                return
-            except Unfit as unfit:
-                yield number, unfit.reason
-            except csv.Error as error:
-                yield number, f"is no CSV: {error}"
-            else:
-                if cells:
-                    yield number, cells
-
-
-class _LinesOfRecord:
-    """What `csv` reads: as many lines as a record asks for, within what a record may have."""
-
-    def __init__(self, found: Iterable[bytes | None]) -> None:
-        self._found = iter(found)
-        self.delimiter = _DELIMITERS[0]
-        self._number = self._num_bytes = self._num_delimiters = 0
-
-    def begin(self) -> int:
-        """A new record; returns the number of its first line."""
-        self._num_bytes = self._num_delimiters = 0
-        return self._number + 1
-
-    def __iter__(self) -> Iterator[str]:
-        return self
-
-    def __next__(self) -> str:
-        line = next(self._found)
-        self._number += 1
-        text = _decoded(line)
-        self._num_bytes += len(text) + 1
-        if self._num_bytes > MAX_LINE_BYTES:
-            raise Unfit(f"{_TOO_LONG}, or its quotes have no end")
-        self._num_delimiters += text.count(self.delimiter)
-        if self._num_delimiters > MAX_DELIMITERS:
-            raise Unfit(f"has more than {MAX_DELIMITERS:,} delimiters")
-        return f"{text}\n"
-
-
-def _split(line: str, delimiter: str) -> list[str]:
-    try:
-        return next(csv.reader([line], delimiter=delimiter, strict=True), [])
-    except csv.Error:
-        return []
-
-
-def _decoded(line: bytes | None) -> str:
-    if line is None:
-        raise Unfit(_TOO_LONG)
-    try:
-        return line.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise Unfit(f"is not UTF-8: its byte {error.start + 1} cannot be decoded") from None
+def _read_of(columns: Mapping[str, str]) -> list[str]:
+    """The columns that are looked at, if they are there."""
+    return [columns.get(field, field) for field in fields_read()]
 
 
 def _records_in(batch: Any) -> Iterator[Any]:
@@ -260,4 +168,4 @@ def _row_of_cells(maker: RowMaker, record: Any) -> Row | str:
         found = maker.row(record)
     except Unfit as unfit:
         return unfit.reason
-    return found if num_characters(found) <= MAX_LINE_BYTES else _TOO_LONG
+    return found if num_characters(found) <= lines.MAX_LINE_BYTES else lines.TOO_LONG

@@ -12,23 +12,16 @@ goes on from the record's number: "line 7" + "has no 'prompt'". Light: no more t
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Any, ClassVar, TypeAlias
 
 from core.sources.row_json import Unfit, parse_json
-
-MAX_MESSAGES = 1000
-"""A template writes a conversation anew for each of its turns."""
-
-ROLES = ("system", "developer", "user", "assistant", "tool")
+from core.sources.row_messages import TOOLS, Message, Messages, check_text, messages_of, perhaps_messages, refuse_tools
 
 NO_COLUMNS: Mapping[str, str] = MappingProxyType({})
-
-_HALF_PAIR = re.compile("[\ud800-\udfff]")
 
 
 class RowKind(StrEnum):
@@ -40,8 +33,19 @@ class RowKind(StrEnum):
     PREFERENCE = "preference"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Numbered:
+    """Anything that comes from a file.
+
+    Args:
+        number: Of its first line in the file for JSONL and CSV, of the row for Parquet; from 1 on. 0 is nowhere.
+    """
+
+    number: int = field(default=0, compare=False, repr=False)
+
+
 @dataclass(frozen=True, slots=True)
-class TextRow:
+class TextRow(_Numbered):
     """A text, all of which is learned."""
 
     kind: ClassVar[RowKind] = RowKind.TEXT
@@ -49,7 +53,7 @@ class TextRow:
 
 
 @dataclass(frozen=True, slots=True)
-class CompletionRow:
+class CompletionRow(_Numbered):
     """A prompt and what is to follow it, which alone is learned."""
 
     kind: ClassVar[RowKind] = RowKind.COMPLETION
@@ -58,24 +62,7 @@ class CompletionRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Message:
-    """One turn of a conversation. `weight` is 0 or 1."""
-
-    role: str
-    content: str
-    weight: float = 1.0
-
-    @property
-    def trains(self) -> bool:
-        """Whether it is learned: the assistant's are, unless their weight is 0."""
-        return self.role == "assistant" and self.weight > 0
-
-
-Messages: TypeAlias = tuple[Message, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class ChatRow:
+class ChatRow(_Numbered):
     """A conversation in which at least one message trains."""
 
     kind: ClassVar[RowKind] = RowKind.CHAT
@@ -83,7 +70,7 @@ class ChatRow:
 
 
 @dataclass(frozen=True, slots=True)
-class PreferenceRow:
+class PreferenceRow(_Numbered):
     """Two answers to one prompt, the first of them the better. All three are strings, or all three are messages."""
 
     kind: ClassVar[RowKind] = RowKind.PREFERENCE
@@ -106,6 +93,12 @@ class BadRow:
 
     number: int
     reason: str
+
+
+def numbered(row: Row, number: int) -> Row:
+    """A row that was just made, with its place. A copy would take as long as making it did."""
+    object.__setattr__(row, "number", number)
+    return row
 
 
 def num_characters(row: Row) -> int:
@@ -157,6 +150,11 @@ def makes_rows(names: Iterable[str], columns: Mapping[str, str] = NO_COLUMNS) ->
     return any(all(columns.get(field, field) in there for field in needed) for _, needed, _ in _possible(columns))
 
 
+def fields_read() -> list[str]:
+    """Every field that is looked at, whatever it is called in a source, and what no row may have beside them."""
+    return [*fields_of_rows(), *TOOLS]
+
+
 def fields_of_rows() -> list[str]:
     """Every field that any kind of row has."""
     return sorted({field for _, needed, _ in _FORMS for field in needed})
@@ -188,13 +186,18 @@ class _Fields:
     def text(self, field: str, *, may_be_blank: bool = False) -> str:
         value = self.need(field)
         if not isinstance(value, str) or not value.isascii():
-            _check_text(value, self.its(field))
+            check_text(value, self.its(field))
         if not may_be_blank and (not value or value.isspace()):
             raise Unfit(f"has nothing in {self.its(field)}")
         return str(value)
 
+    def refuse_tools(self) -> None:
+        """For rows with messages; in others a field of such a name is one to ignore."""
+        taken = self._columns.values()
+        refuse_tools(self._record, tuple(name for name in TOOLS if name not in taken), "has")
+
     def messages(self, field: str) -> Messages:
-        return _messages(self.structure(field), self.its(field))
+        return messages_of(self.structure(field), self.its(field))
 
     def structure(self, field: str) -> Any:
         """A list or an object, which may be there as JSON text."""
@@ -205,10 +208,10 @@ class _Fields:
         """A string, or messages."""
         value = self.need(field)
         if self._in_table and isinstance(value, str):
-            value = _perhaps_messages(value)
+            value = perhaps_messages(value)
         if isinstance(value, str):
             return self.text(field, may_be_blank=may_be_blank)
-        return _messages(value, self.its(field))
+        return messages_of(value, self.its(field))
 
 
 def _text_row(fields: _Fields) -> Row:
@@ -220,6 +223,7 @@ def _completion_row(fields: _Fields) -> Row:
 
 
 def _chat_row(fields: _Fields) -> Row:
+    fields.refuse_tools()
     messages = fields.messages("messages")
     if not any(message.trains and message.content.strip() for message in messages):
         raise Unfit("has no assistant message to learn from")
@@ -228,14 +232,19 @@ def _chat_row(fields: _Fields) -> Row:
 
 def _preference_row(fields: _Fields) -> Row:
     prompt = fields.answer("prompt", may_be_blank=True)
-    return _preference(prompt, fields.answer("chosen"), fields.answer("rejected"))
+    chosen, rejected = fields.answer("chosen"), fields.answer("rejected")
+    if not all(isinstance(part, str) for part in (prompt, chosen, rejected)):
+        fields.refuse_tools()
+    return _preference(prompt, chosen, rejected)
 
 
 def _openai_preference_row(fields: _Fields) -> Row:
     given = fields.structure("input")
     if not isinstance(given, Mapping) or given.get("messages") is None:
         raise Unfit(f"has no 'messages' in {fields.its('input')}")
-    prompt = _messages(given["messages"], "its 'messages'")
+    fields.refuse_tools()
+    refuse_tools(given, TOOLS, f"{fields.its('input')} has")
+    prompt = messages_of(given["messages"], "its 'messages'")
     return _preference(prompt, fields.messages("preferred_output"), fields.messages("non_preferred_output"))
 
 
@@ -280,71 +289,5 @@ def _possible(columns: Mapping[str, str]) -> list[_Form]:
     return [form for form in _FORMS if set(columns) <= set(form[1])]
 
 
-def _messages(value: Any, what: str) -> Messages:
-    if not isinstance(value, list | tuple) or not value:
-        raise Unfit(f"{what} is no list of messages")
-    if len(value) > MAX_MESSAGES:
-        raise Unfit(f"{what} has {len(value):,} messages, and no more than {MAX_MESSAGES:,} can be learned at once")
-    return tuple(_message(item, f"its message {number}") for number, item in enumerate(value, start=1))
-
-
-def _message(item: Any, what: str) -> Message:
-    if not isinstance(item, Mapping):
-        raise Unfit(f"{what} is no object")
-    role = item.get("role")
-    if role is None:
-        raise Unfit(f"{what} has no role")
-    if role not in ROLES:
-        raise Unfit(f"{what} has the role {_shown(role)}, which is none of {', '.join(ROLES)}")
-    weight = item.get("weight")
-    if weight is not None and (not isinstance(weight, int | float) or weight not in (0, 1)):
-        raise Unfit(f"{what} has the weight {_shown(weight)}, which is neither 0 nor 1")
-    return Message(role, _content(item.get("content"), what), 1.0 if weight is None else float(weight))
-
-
-def _content(content: Any, what: str) -> str:
-    if content is None:
-        raise Unfit(f"{what} has no content")
-    if not isinstance(content, list | tuple):
-        return _check_text(content, f"the content of {what}")
-    parts = []
-    for part in content:
-        kind = part.get("type") if isinstance(part, Mapping) else None
-        if not isinstance(part, Mapping) or kind != "text":
-            raise Unfit(f"{what} has a part of type {_shown(kind)}, and only text can be learned")
-        parts.append(_check_text(part.get("text"), f"a part of {what}"))
-    return "".join(parts)
-
-
-def _check_text(value: Any, what: str) -> str:
-    if not isinstance(value, str):
-        raise Unfit(f"{what} is no text")
-    found = None if value.isascii() else _HALF_PAIR.search(value)
-    if found:
-        raise Unfit(f"{what} has half of a surrogate pair at character {found.start() + 1}, which is no text")
-    return value
-
-
-def _perhaps_messages(cell: str) -> Any:
-    """Most answers that begin with a bracket are answers."""
-    if cell.lstrip()[:1] != "[":
-        return cell
-    try:
-        value = parse_json(cell)
-    except Unfit:
-        return cell
-    is_list = isinstance(value, list) and all(isinstance(item, Mapping) and "role" in item for item in value)
-    return value if value and is_list else cell
-
-
 def _length(text: str | Messages) -> int:
     return len(text) if isinstance(text, str) else sum(len(message.content) for message in text)
-
-
-def _shown(value: Any) -> str:
-    """Enough of a value from anywhere to find it by."""
-    if isinstance(value, str):
-        return repr(value if len(value) <= 40 else f"{value[:40]}…")
-    return (
-        repr(value) if isinstance(value, int | float | None) and len(repr(value)) < 40 else f"a {type(value).__name__}"
-    )

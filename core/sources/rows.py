@@ -18,13 +18,13 @@ from pathlib import PurePosixPath
 from typing import BinaryIO
 
 from core.errors import SourceColumns, SourceNotReadable, SourceNotText
-from core.sources.row_files import CHUNK_BYTES, Numbered, csv_rows, json_rows, parquet_rows
+from core.sources.lines import CHUNK_BYTES
+from core.sources.row_files import Numbered, csv_rows, json_rows, parquet_rows
 from core.sources.row_kinds import (
     NO_COLUMNS,
     BadRow,
     ChatRow,
     CompletionRow,
-    Message,
     PreferenceRow,
     Row,
     RowKind,
@@ -32,7 +32,9 @@ from core.sources.row_kinds import (
     fields_of_rows,
     fits_a_kind,
     num_characters,
+    numbered,
 )
+from core.sources.row_messages import Message
 
 __all__ = [
     "NO_COLUMNS",
@@ -48,6 +50,7 @@ __all__ = [
     "check_columns",
     "format_of",
     "num_characters",
+    "place_in",
     "read_rows",
 ]
 
@@ -92,6 +95,11 @@ _HEAD_BYTES = 4096
 def format_of(name: str) -> SourceFormat:
     """The format that a file's name says; what says none is text."""
     return _FORMATS.get(PurePosixPath(name).suffix.lower(), SourceFormat.TEXT)
+
+
+def place_in(format: SourceFormat) -> str:
+    """What the numbers of its rows count."""
+    return "row" if format is SourceFormat.PARQUET else "piece" if format is SourceFormat.TEXT else "line"
 
 
 def check_columns(columns: Mapping[str, str]) -> None:
@@ -156,15 +164,15 @@ def _refuse_disguised(file: BinaryIO, format: SourceFormat, name: str) -> None:
         raise SourceNotReadable(f"source '{name}' {said}")
 
 
-def _of_one_kind(numbered: Iterable[Numbered]) -> Iterator[Row | BadRow]:
+def _of_one_kind(found_there: Iterable[Numbered]) -> Iterator[Row | BadRow]:
     kind: RowKind | None = None
-    for number, found in numbered:
+    for number, found in found_there:
         if isinstance(found, str):
             yield BadRow(number, found)
             continue
         kind = kind or found.kind
         if found.kind is kind:
-            yield found
+            yield numbered(found, number)
         else:
             yield BadRow(number, f"is a {found.kind} row, and the rows before it are {kind} rows")
 

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from core.errors import CheckpointCorrupt
 from core.machine.outside import read_plain
-from core.tokens.tokenizer import BPE_FILE, Encoded, TokenIds, check_whole, encoded_of
+from core.tokens.tokenizer import BPE_FILE, Encoded, TokenIds, check_whole, encoded_of, some_at_once
 
 MAX_BPE_BYTES = 128 << 20
 """A million tokens, each with the merge that makes it, take half of it."""
@@ -104,8 +104,9 @@ class BytePairTokenizer:
         found = encoded_of(self._ids_of_each(pieces))
         return Encoded(found.ids, found.starts[num_pieces])
 
-    def _ids_of_each(self, texts: list[str]) -> list[list[int]]:
-        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+    def _ids_of_each(self, texts: list[str]) -> Iterator[Sequence[int]]:
+        for some in some_at_once(texts):
+            yield from (e.ids for e in self._tokenizer.encode_batch_fast(some, add_special_tokens=False))
 
     def decode(self, ids: Any) -> str:
         """The text of ids; bytes that are no whole character become U+FFFD."""

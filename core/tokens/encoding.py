@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
@@ -25,20 +26,20 @@ from core.machine import disk
 from core.machine.disk import Meanwhile, nothing
 from core.sources.corpus import Corpus, Part
 from core.sources.row_json import Unfit
-from core.sources.rows import BadRow, Row, RowKind, SourceFormat, TextRow, num_characters
+from core.sources.rows import BadRow, Row, RowKind, SourceFormat, TextRow, num_characters, place_in
 from core.tokens.bpe import BytePairTokenizer
 from core.tokens.conversations import END, PLAIN_END, Example, Render, by_template, examples_of, plainly
-from core.tokens.pieces import Pieces
+from core.tokens.pieces import Laid, Pieces
 from core.tokens.token_files import TokenFile, TokenWriter, alone, forget, make_room, open_tokens
-from core.tokens.tokenizer import CharacterTokenizer, PretrainedTokenizer, Tokenizer
+from core.tokens.tokenizer import CharacterTokenizer, PretrainedTokenizer, Tokenizer, beyond
 
-FORMAT = 2
+FORMAT = 3
 """Of what is kept; another one would be encoded anew."""
 
-CHARACTERS_AT_ONCE = 4 << 20
-"""Of a text: each of its pieces is encoded by a core of its own, if the tokenizer cannot do better."""
+CHARACTERS_AT_ONCE = 1 << 20
+PIECES_AT_ONCE = 8
+"""Of a text: each is encoded by a core of its own, if the tokenizer cannot do better."""
 
-ROW_CHARACTERS_AT_ONCE = 1 << 20
 ROWS_AT_ONCE = 4096
 CACHE_BYTES = 50 << 30
 """Of all files of tokens; those that were not used for longest give way."""
@@ -47,6 +48,8 @@ KEPT_FROM_BYTES = 4 << 20
 """Smaller sources are encoded in a blink."""
 
 TOLD_SECONDS = 5.0
+_LINE = re.compile(r"\n(?=\S)")
+
 NUM_TOLD = 20
 """Bad rows that are remembered by number."""
 
@@ -119,7 +122,7 @@ class Encoder:
         try:
             self._write(part, writer)
             if not writer.progress.num_examples:
-                raise no_rows(part.source.name, [BadRow(*bad) for bad in writer.progress.bad_rows])
+                raise no_rows(part, [BadRow(*bad) for bad in writer.progress.bad_rows])
             writer.publish()
         finally:
             writer.close()
@@ -130,8 +133,7 @@ class Encoder:
         for number, _ in enumerate(islice(rows, writer.progress.num_rows)):
             if number % ROWS_AT_ONCE == 0:
                 self.meanwhile()
-        is_text = part.format is SourceFormat.TEXT
-        for some in _batches(rows, CHARACTERS_AT_ONCE if is_text else ROW_CHARACTERS_AT_ONCE):
+        for some in _batches(rows, CHARACTERS_AT_ONCE):
             self._add(part, some, writer)
             writer.note()
             self.meanwhile()
@@ -141,23 +143,38 @@ class Encoder:
 
     def _add(self, part: Part, rows: list[Row | BadRow], writer: TokenWriter) -> None:
         """Encode some rows at once and write them at once."""
-        pieces, render = Pieces(self.tokenizer.eos_id), self.render
+        render = self.render
         reasons: dict[int, str] = {}
+        examples: list[list[Example]] = []
         for index, row in enumerate(rows):
             found = self._examples(part, row, render)
             if isinstance(found, str):
                 reasons[index] = found
-            pieces.add([] if isinstance(found, str) else found)
-        laid = pieces.laid(self.tokenizer.encode_batch(pieces.texts))
+            examples.append([] if isinstance(found, str) else found)
+        laid = self._laid(examples, reasons)
         writer.add(laid.stored, laid.lengths)
         reasons |= dict.fromkeys(np.flatnonzero(laid.idle).tolist(), "has nothing to learn once it is encoded")
         progress = writer.progress
         for index in sorted(reasons)[: NUM_TOLD - len(progress.bad_rows)]:
-            row = rows[index]
-            number = row.number if isinstance(row, BadRow) else progress.num_rows + index + 1
-            progress.bad_rows.append((number, reasons[index]))
+            # A piece of a text has no number in its file.
+            progress.bad_rows.append((rows[index].number or progress.num_rows + index + 1, reasons[index]))
         progress.num_bad_rows += len(reasons)
         progress.num_rows += len(rows)
+
+    def _laid(self, examples: list[list[Example]], reasons: dict[int, str]) -> Laid:
+        """The examples of each row as tokens, without those of rows that the model has no embeddings for."""
+        pieces = Pieces(self.tokenizer.eos_id)
+        ends = []
+        for of_row in examples:
+            pieces.add(of_row)
+            ends.append(len(pieces.texts))
+        encoded = self.tokenizer.encode_batch(pieces.texts)
+        if not encoded.beyond:
+            return pieces.laid(encoded)
+        for index in np.searchsorted(ends, encoded.beyond, "right").tolist():
+            reasons[index] = beyond(self.tokenizer.vocab_size)
+            examples[index] = []
+        return self._laid(examples, reasons)
 
     def _examples(self, part: Part, row: Row | BadRow, render: Render) -> list[Example] | str:
         """What a row teaches, or why it teaches nothing."""
@@ -211,7 +228,7 @@ def first_kind(part: Part) -> RowKind:
         elif not isinstance(row, TextRow) or row.text.strip():
             return row.kind
     if bad:
-        raise no_rows(part.source.name, bad)
+        raise no_rows(part, bad)
     raise SourceEmpty(f"source '{part.source.name}' is empty: there is nothing to learn from")
 
 
@@ -250,29 +267,31 @@ def texts_as_lines(part: Part) -> Iterator[Row | BadRow]:
     rest = ""
     for row in part.rows():
         assert isinstance(row, TextRow)
-        text = rest + row.text
-        rest = text
-        # A single piece is the whole text.
-        if len(text) >= CHARACTERS_AT_ONCE // 4 and (at := last_line(text)):
-            yield TextRow(text[:at])
-            rest = text[at:]
+        text, begin = rest + row.text, 0
+        while end := piece_end(text, begin):
+            yield TextRow(text[begin:end])
+            begin = end
+        rest = text[begin:]
     if rest:
         yield TextRow(rest)
 
 
-def last_line(text: str) -> int:
-    """Where the last line begins that begins with a word: no token spans that. A text without lines is cut anywhere."""
-    at = len(text)
-    while (at := text.rfind("\n", 0, at)) >= 0:
-        if at + 1 < len(text) and not text[at + 1].isspace():
-            return at + 1
-    return len(text) if len(text) >= CHARACTERS_AT_ONCE else 0
+def piece_end(text: str, begin: int) -> int:
+    """Where the piece that begins there ends, 0 if that depends on what follows.
+
+    The next line that begins with a word begins there: no token spans that. A text without lines is cut anywhere.
+    """
+    line = _LINE.search(text, begin + CHARACTERS_AT_ONCE // PIECES_AT_ONCE, begin + CHARACTERS_AT_ONCE)
+    if line:
+        return line.end()
+    return begin + CHARACTERS_AT_ONCE if len(text) - begin > CHARACTERS_AT_ONCE else 0
 
 
-def no_rows(name: str, bad: list[BadRow]) -> SourceNoRows:
+def no_rows(part: Part, bad: list[BadRow]) -> SourceNoRows:
     """A source of which nothing is left."""
-    first = "; ".join(f"row {row.number} {row.reason}" for row in bad[:3])
-    return SourceNoRows(f"source '{name}' has no row that can be used: {first}", [(b.number, b.reason) for b in bad])
+    first = "; ".join(f"{place_in(part.format)} {row.number} {row.reason}" for row in bad[:3])
+    said = f"source '{part.source.name}' has no row that can be used: {first}"
+    return SourceNoRows(said, [(row.number, row.reason) for row in bad])
 
 
 def _batches(rows: Iterable[Row | BadRow], characters_at_once: int) -> Iterator[list[Row | BadRow]]:

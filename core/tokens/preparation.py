@@ -10,11 +10,14 @@ from numpy.typing import NDArray
 from core.config import TrainingConfig
 from core.data import STREAMS, VALIDATION_PART, split_tokens
 from core.errors import SourceTooShort
-from core.sources.corpus import Corpus
+from core.sources.corpus import Corpus, Part
+from core.sources.rows import BadRow, ChatRow, PreferenceRow, place_in
 from core.tokens.batches import Batches, Examples, Pairs, Which, Windows
+from core.tokens.conversations import plainly
 from core.tokens.encoding import Encoder
 from core.tokens.packing import Packing, one_each, packed
 from core.tokens.token_files import TokenFile
+from core.tokens.tokenizer import PretrainedTokenizer
 
 
 def prepare(
@@ -34,7 +37,8 @@ def prepare(
     files = [encoder.tokens(part) for part in corpus.parts]
     names = [part.source.name for part in corpus.parts]
     weights = [part.weight for part in corpus.parts]
-    told = [said for name, file in zip(names, files, strict=True) for said in left_out(name, file.told)]
+    told = [said for part, file in zip(corpus.parts, files, strict=True) for said in left_out(part, file.told)]
+    told += [said for part in corpus.parts for said in without_template(part, encoder)]
     if method == "lm":
         texts = [split_tokens(file.stored, block_size) for file in files]
         windows = Windows(texts, weights, block_size, config.batch_size, config.seed)
@@ -52,12 +56,24 @@ def prepare(
     return kind(files, packings, weights, block_size, config.batch_size, config.seed, is_packed, told)
 
 
-def left_out(name: str, told: dict[str, Any]) -> list[str]:
+def without_template(part: Part, encoder: Encoder) -> list[str]:
+    """That conversations are written as nobody has taught the base to read them."""
+    if encoder.render is not plainly or not isinstance(encoder.tokenizer, PretrainedTokenizer):
+        return []
+    row = next((row for row in part.rows() if not isinstance(row, BadRow)), None)
+    if isinstance(row, ChatRow) or (isinstance(row, PreferenceRow) and not isinstance(row.prompt, str)):
+        said = "has conversations, and the base model has no chat template: they are written as USER: … ASSISTANT: …"
+        return [f"source '{part.source.name}' {said}, each turn a paragraph, so ask the model in the same way"]
+    return []
+
+
+def left_out(part: Part, told: dict[str, Any]) -> list[str]:
     """How many rows of a source could not be used, and why the first of them could not."""
     if not told["num_bad_rows"]:
         return []
-    first = "; ".join(f"row {number} {reason}" for number, reason in told["bad_rows"][:3])
-    return [f"{told['num_bad_rows']} of {told['num_rows']} rows of source '{name}' are left out: {first}"]
+    place = place_in(part.format)
+    first = "; ".join(f"{place} {number} {reason}" for number, reason in told["bad_rows"][:3])
+    return [f"{told['num_bad_rows']} of {told['num_rows']} rows of source '{part.source.name}' are left out: {first}"]
 
 
 def _packings(

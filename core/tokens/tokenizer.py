@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +20,9 @@ BPE_FILE = "tokenizer.json"
 MAX_CHARACTERS_BYTES = 32 << 20
 """All of Unicode, as JSON in ASCII."""
 
+CHARACTERS_PER_CALL = 1 << 18
+"""Given to a library at once, for each core: what it says of a text takes a hundred times what its ids do."""
+
 TokenIds = NDArray[np.int64]
 
 
@@ -29,10 +33,12 @@ class Encoded:
     Args:
         ids: Shape (num_tokens,).
         starts: Where each text begins, and where the last one ends, shape (num_texts + 1,).
+        beyond: Which texts have ids that the model has no embedding for, in order.
     """
 
     ids: NDArray[np.int32]
     starts: NDArray[np.int64]
+    beyond: Sequence[int] = ()
 
 
 class Tokenizer(Protocol):
@@ -152,22 +158,32 @@ class PretrainedTokenizer:
         """Ids without special tokens, shape (T,).
 
         Raises:
-            GenerationError: the text has half a character in it, which is in no UTF-8.
+            GenerationError: the text has half a character in it, which is in no UTF-8, or a token that the tokenizer
+                has and the model has not.
         """
         check_whole(text)
         # verbose=False: a whole source is longer than the model's window on purpose.
         ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        return np.asarray(ids, dtype=np.int64)
+        found = np.asarray(ids, dtype=np.int64)
+        if found.max(initial=-1) >= self.vocab_size:
+            said = f"the text {beyond(self.vocab_size)}"
+            token = self.tokenizer.convert_ids_to_tokens(int(found[found >= self.vocab_size][0]))
+            raise GenerationError(f"{said}: the first is {str(token)[:40]!r}")
+        return found
 
     def encode_batch(self, texts: Sequence[str]) -> Encoded:
-        """The same of many texts, by all cores.
+        """The same of many texts, by all cores; those with tokens that the model has not are told, not refused.
 
         Raises:
-            GenerationError: as for `encode`.
+            GenerationError: a text has half a character in it.
         """
         for text in texts:
             check_whole(text)
-        return encoded_of(self._ids_of_each(list(texts)))
+        found = encoded_of(self._ids_of_each(texts))
+        places = np.flatnonzero(found.ids >= self.vocab_size)
+        if not len(places):
+            return found
+        return replace(found, beyond=np.unique(np.searchsorted(found.starts, places, "right") - 1).tolist())
 
     @property
     def _is_plainly_fast(self) -> bool:
@@ -181,16 +197,16 @@ class PretrainedTokenizer:
             and kind._encode_plus is PreTrainedTokenizerFast._encode_plus
         )
 
-    def _ids_of_each(self, texts: list[str]) -> list[list[int]]:
-        if not texts:
-            return []
+    def _ids_of_each(self, texts: Sequence[str]) -> Iterator[Sequence[int]]:
         if not self._is_plainly_fast:
-            found: list[list[int]] = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-            return found
+            for some in some_at_once(texts):
+                yield from self.tokenizer(some, add_special_tokens=False, verbose=False)["input_ids"]
+            return
         # Its class sets the library's tokenizer as this call says, which is all that it does to it.
         self.tokenizer("", add_special_tokens=False, verbose=False)
-        encodings = self.tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        return [encoding.ids for encoding in encodings]
+        for some in some_at_once(texts):
+            encodings = self.tokenizer.backend_tokenizer.encode_batch_fast(some, add_special_tokens=False)
+            yield from (encoding.ids for encoding in encodings)
 
     def decode(self, ids: Any) -> str:
         """The text, exactly as the tokens spell it."""
@@ -227,6 +243,26 @@ def load_own_tokenizer(folder: Path) -> Tokenizer:
     from core.tokens.bpe import load_bpe
 
     return load_bpe(folder)
+
+
+def beyond(vocab_size: int) -> str:
+    """What is wrong with a text, to be read after what it is."""
+    return f"has tokens that its tokenizer knows and the model does not, which has {vocab_size} embeddings"
+
+
+def some_at_once(texts: Sequence[str]) -> Iterator[list[str]]:
+    """The texts in their order, as many at a time as the library takes without taking much memory."""
+    most = CHARACTERS_PER_CALL * (os.cpu_count() or 1)
+    some: list[str] = []
+    size = 0
+    for text in texts:
+        if some and size + len(text) > most:
+            yield some
+            some, size = [], 0
+        some.append(text)
+        size += len(text)
+    if some:
+        yield some
 
 
 def encoded_of(ids_of_each: Iterable[Sequence[int]]) -> Encoded:

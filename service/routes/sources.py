@@ -17,6 +17,7 @@ from starlette.requests import ClientDisconnect
 from core.errors import (
     SourceError,
     SourceExists,
+    SourceForbidden,
     SourceInUse,
     SourceNoRows,
     SourceNotFound,
@@ -60,12 +61,20 @@ TokenizerName = Annotated[
     ),
 ]
 
+
+class _EncodedBody(SourceError):
+    """The body is not the file, but something that it can be made of."""
+
+    code = "content_encoding"
+
+
 _STATUS: dict[type[SourceError], int] = {
     SourceNotFound: 404,
     SourceInUse: 409,
     SourceExists: 412,
     SourceTooLarge: 413,
     SourceQuota: 413,
+    _EncodedBody: 415,
 }
 """At a source's own address. Where a job names it, the same errors are about a field of the request."""
 
@@ -168,9 +177,8 @@ async def put_source(
     It is there whole or not at all, and not at all if no row of it can be used: 422 with the bad rows. A source that an
     unfinished job names is not replaced: 409. `columns[text]=body` says which column is which.
     """
-    if "multipart/" in request.headers.get("content-type", ""):
-        raise SourceNotReadable("the body is a form: send the file itself, for example with curl -T")
-    name, columns, may_replace = "/".join(uploads.visible_parts(name)), _columns_in(request), if_none_match != "*"
+    _check_headers(request)
+    name, columns, may_replace = _addressable(name), _columns_in(request), if_none_match != "*"
     with one_of(
         _places(request, "receiving"), TooManyAtOnce(f"{MAX_AT_ONCE} sources are being received; wait a moment.")
     ):
@@ -196,6 +204,27 @@ def delete_source(name: str, settings: Settings, ledger: Ledger) -> None:
     """Remove a source. One that an unfinished job names stays: 409."""
     _check_replaceable(settings.sources, ledger, name, True)
     uploads.delete(settings.sources, name)
+
+
+def _check_headers(request: Request) -> None:
+    if "multipart/" in request.headers.get("content-type", ""):
+        raise SourceNotReadable("the body is a form: send the file itself, for example with curl -T")
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in {"", "identity"}:
+        raise _EncodedBody(
+            f"the body is encoded ({encoding[:40]!a}): send the file's own bytes, without Content-Encoding"
+        )
+
+
+def _addressable(name: str) -> str:
+    """The name that a source is sent under."""
+    parts = uploads.visible_parts(name)
+    if len(parts) > 1 and parts[-1] == "preview":
+        raise SourceForbidden(
+            f"source {name!r} could not be looked at: its address is that of a preview of '{'/'.join(parts[:-1])}', "
+            "so give it another name"
+        )
+    return "/".join(parts)
 
 
 async def _receive(request: Request, upload: Upload) -> None:

@@ -83,7 +83,7 @@ def test_what_will_be_skipped_is_said_at_submit(ratchet: Ratchet) -> None:
     job = ratchet.submit(**TINY, source="flawed.jsonl")
     said = ratchet.http.get(f"/jobs/{job['id']}/events", params={"format": "json"}).json()["data"]
     warnings = [event["data"]["message"] for event in said if event["kind"] == "warning"]
-    assert warnings[0].startswith("1 of the 50 rows of 'flawed.jsonl' will be skipped: row 50 has no 'completion'.")
+    assert warnings[0].startswith("1 of the 50 rows of 'flawed.jsonl' will be skipped: line 50 has no 'completion'.")
     assert "✅ Training finished at step 6" in ratchet.follow(job["id"])
 
 

@@ -37,6 +37,8 @@ def test_a_job_is_taken_in_and_can_be_found(client: TestClient) -> None:
 @pytest.mark.parametrize(
     ("changes", "code", "field"),
     [
+        ({"model_type": ["gpt2"]}, "request_invalid", "model_type"),
+        ({"model_type": {}}, "request_invalid", "model_type"),
         ({"lerning_rate": 1}, "request_invalid", "lerning_rate"),
         ({"n_embd": 30, "n_head": 4}, "request_invalid", "n_head"),
         ({"training_steps": 10**400}, "request_invalid", "training_steps"),

@@ -130,6 +130,18 @@ def test_what_a_paused_job_cannot_become_leaves_it_paused(
     assert client.get(path).json() == before
 
 
+@pytest.mark.parametrize("change", [{"training_steps": 5}, {"num_epochs": 2}], ids=str)
+def test_a_paused_job_under_a_falling_rate_keeps_its_end_in_mode_exact(
+    client: TestClient, change: dict[str, Any]
+) -> None:
+    body = {"source": "tale.md", "test_mode": True, "lr_schedule": "cosine"}
+    path = f"/jobs/{client.post('/jobs', json=body).json()['id']}"
+    client.post(f"{path}/pause")
+    answer = client.post(f"{path}/resume", json={"mode": "exact", **change})
+    assert (answer.status_code, [item["field"] for item in answer.json()["errors"]]) == (409, list(change)), answer.text
+    assert client.post(f"{path}/resume", json=change).status_code == 200
+
+
 def test_a_job_that_is_about_to_pause_cannot_be_changed_yet(
     client: TestClient, submit: Callable[..., Job], hand: Hand
 ) -> None:

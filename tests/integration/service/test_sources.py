@@ -268,6 +268,42 @@ def test_a_form_is_told_to_send_the_file_itself(client: TestClient) -> None:
     assert (answer.status_code, "curl -T" in answer.json()["detail"]) == (422, True)
 
 
+def test_a_body_that_is_not_the_file_itself_is_refused(client: TestClient, root: Path) -> None:
+    for encoding in ("gzip", "br", "identity, gzip"):
+        answer = client.put("/sources/x.md", content=b"hello", headers={"Content-Encoding": encoding})
+        assert (answer.status_code, answer.json()["code"]) == (415, "content_encoding")
+        assert "without Content-Encoding" in answer.json()["detail"]
+    assert not (root / "x.md").exists()
+    answer = client.put("/sources/x.md", content=b"hello", headers={"Content-Encoding": "Identity"})
+    assert answer.status_code == 201
+
+
+def test_no_source_gets_the_address_of_anothers_preview(client: TestClient, root: Path) -> None:
+    for name in ("tale.md/preview", "deep/preview", "deep/./preview"):
+        answer = client.put(f"/sources/{name.replace('/', '%2F')}", content=b"hello")
+        assert (answer.status_code, answer.json()["code"]) == (422, "source_forbidden")
+        assert "so give it another name" in answer.json()["detail"]
+    assert not (root / "deep").exists()
+    assert client.put("/sources/preview", content=b"hello").status_code == 201
+    assert client.get("/sources/preview").json()["num_characters"] == 5
+    # One that was put there by hand can be removed.
+    (root / "deep").mkdir()
+    (root / "deep" / "preview").write_text("hello")
+    assert client.delete("/sources/deep/preview").status_code == 204
+
+
+def test_a_table_whose_columns_are_called_otherwise_is_listed_with_what_it_needs(client: TestClient) -> None:
+    columns = {"columns[prompt]": "q", "columns[completion]": "a"}
+    assert client.put("/sources/qa.csv", content=b"q,a\n1,2", params=columns).status_code == 201
+    (listed,) = (source for source in client.get("/sources").json()["data"] if source["name"] == "qa.csv")
+    assert (listed["size_bytes"], listed["format"]) == (7, "csv")
+    assert listed["error"] == (
+        "source 'qa.csv' needs its columns to be named: it has 'q', 'a' and needs 'text', 'prompt' and 'completion', "
+        "'messages', or 'prompt', 'chosen' and 'rejected'; a job says which is which in columns, such as "
+        '{"text": "q"}'
+    )
+
+
 def test_a_file_may_have_so_many_bytes_and_no_more(serve: Serve, root: Path) -> None:
     client = serve(max_source_bytes=1000)
     assert client.put("/sources/fits.md", content=b"x" * 1000).status_code == 201

@@ -198,6 +198,8 @@ def test_what_is_wrong_in_a_list_is_said_where_it_is(given: dict[str, str], fiel
         ({"quantization": "nf4", "use_lora": True}, "a model from scratch has none"),
         ({"quantization": "nf4", "model_type": "gpt2"}, "quantization needs use_lora: quantized weights cannot train"),
         ({"freeze_layers": 9}, "more than n_layer"),
+        ({"freeze_layers": 4, "optimizer": "muon"}, "leaves no block to train"),
+        ({"freeze_layers": 4, "architecture": "modern"}, "leaves nothing to train"),
         ({"source": "b", "sources": [{"source": "a"}]}, "is none of sources, or not the first"),
         ({"sources": [{"source": "a"}], "columns": {"text": "t"}}, "columns belong to one source"),
         ({"architecture": "modern", "n_embd": 12, "n_head": 4}, "even width"),

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from core.checkpointing import CheckpointStore, load_checkpoint
-from core.checkpoints.resume_rules import ResumeMode
 from core.errors import OutOfMemory
 from core.objectives import NextToken, Preference
 
@@ -81,15 +80,15 @@ def test_a_resumed_run_knows_how_much_fits_and_equals_an_undisturbed_one(
     assert last[0] == last[1]
 
 
-@pytest.mark.parametrize(("mode", "num_parts"), [(ResumeMode.EXACT, 2), (ResumeMode.EXTEND, 1)])
-def test_a_new_run_tries_whole_batches_unless_it_is_to_be_exact(
-    run: Any, config: Any, store: CheckpointStore, mode: ResumeMode, num_parts: int
+@pytest.mark.parametrize(("batch_size", "num_parts"), [(8, 2), (4, 1)])
+def test_a_run_that_goes_on_tries_whole_batches_only_if_they_are_others(
+    run: Any, config: Any, store: CheckpointStore, batch_size: int, num_parts: int
 ) -> None:
     first = run(config(batch_size=8), store=store)
     first.trainer.run.num_parts = 2
     first.trainer.train()
     kept = load_checkpoint(max(store, key=lambda item: item.step).path)
-    again = run(config(batch_size=8), store=store, resume=kept, mode=mode)
+    again = run(config(batch_size=batch_size), store=store, resume=kept)
     assert again.trainer.run.num_parts == num_parts
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from core.errors import DeviceBusy
 from worker import gpus
-from worker.gpus import DeviceBusy, Gpu, GpuLock, find_gpus, free_gpu
+from worker.gpus import Gpu, GpuLock, find_gpus, free_gpu
 
 LISTED = "0, GPU-aaaa-1, NVIDIA H100, 81559 MiB\n1, GPU-bbbb-2, NVIDIA L4, 23034 MiB\n"
 FIRST, SECOND = Gpu(0, "GPU-aaaa-1", "NVIDIA H100", "81559 MiB"), Gpu(1, "GPU-bbbb-2", "NVIDIA L4", "23034 MiB")
@@ -141,10 +142,10 @@ def test_a_link_in_place_of_the_lock_is_not_followed(tmp_path: Path) -> None:
 
 def test_something_is_tried_on_a_gpu_that_nobody_has_and_is_had_alone_meanwhile(driver: Path) -> None:
     write(driver, f"printf '{LISTED}'")
-    job, other = GpuLock(FIRST.uuid), GpuLock(SECOND.uuid)
+    job, other = GpuLock(SECOND.uuid), GpuLock(FIRST.uuid)
     assert job.take()
     with free_gpu("auto", {}) as visible:
-        assert visible == SECOND.uuid
+        assert visible == FIRST.uuid
         assert not other.take(), "no job begins on it"
     assert other.take(), "and then it is anybody's"
     job.give_back(), other.give_back()
@@ -167,7 +168,7 @@ def test_what_is_tried_gives_its_gpu_back_when_it_fails(driver: Path) -> None:
     with pytest.raises(KeyError), free_gpu("auto", {}):
         raise KeyError
     with free_gpu("auto", {}) as visible:
-        assert visible == FIRST.uuid
+        assert visible == SECOND.uuid, "jobs take the first"
 
 
 def test_a_gpu_whose_lock_cannot_be_opened_is_not_free(driver: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub.utils import filter_repo_objects
 
 from core.devices import select_device
 from core.errors import CheckpointMismatch, DeviceUnavailable, GenerationError, ModelUnavailable
@@ -163,6 +164,41 @@ def test_a_request_reaches_the_models_root_and_nothing_beside_it(
     with pytest.raises(ModelUnavailable):
         find_base(gpt2_folder.name, tmp_path / "models")
     assert find_base(str(gpt2_folder), tmp_path / "models") == gpt2_folder, "the operator's own, which is absolute"
+
+
+def test_a_model_from_the_hub_comes_with_its_template(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    there = {"config.json": "{}", "model.safetensors": "", "chat_template.jinja": "{{ 1 }}", "pytorch_model.bin": ""}
+
+    def fetch(name: str, *, local_files_only: bool, allow_patterns: list[str], **_: Any) -> str:
+        if local_files_only:
+            raise OSError("nothing in the cache")
+        for file in filter_repo_objects(there, allow_patterns=allow_patterns):
+            (tmp_path / file).write_text(there[file])
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    monkeypatch.setattr("core.models.base._hub_unreachable", lambda: None)
+    found = {path.name for path in find_base("some/model").iterdir()}
+    assert found == {"config.json", "model.safetensors", "chat_template.jinja"}
+
+
+@pytest.mark.parametrize("reason", [None, "no network"])
+def test_a_snapshot_without_its_template_is_looked_at_once_more(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, reason: str | None
+) -> None:
+    for file in ("config.json", "model.safetensors"):
+        (tmp_path / file).write_text("{}")
+    asked: list[tuple[str, str, str]] = []
+
+    def download(name: str, file: str, *, revision: str, **_: Any) -> None:
+        asked.append((name, file, revision))
+        raise OSError("it has none")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    monkeypatch.setattr("core.models.base._hub_unreachable", lambda: reason)
+    assert find_base("some/model") == find_base("some/model") == tmp_path
+    assert asked == ([] if reason else [("some/model", "chat_template.jinja", tmp_path.name)])
 
 
 def test_a_folder_without_weights_is_refused_by_what_it_lacks(tmp_path: Path) -> None:

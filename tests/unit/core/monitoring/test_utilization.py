@@ -97,6 +97,27 @@ def test_any_other_is_measured(monkeypatch: pytest.MonkeyPatch, device: str, dty
     assert peak_flops.__wrapped__(device, dtype) == 1e12
 
 
+@pytest.mark.parametrize("name", ["NVIDIA RTX A1000", "NVIDIA T400", "NVIDIA GeForce RTX 4090 Laptop GPU"])
+def test_a_name_that_only_looks_like_a_known_one_is_measured(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    monkeypatch.setattr(utilization, "_measured_flops", lambda *_: 1e12)
+    assert peak_flops.__wrapped__("cuda:0", torch.bfloat16) == 1e12
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("none left"), RuntimeError("no such product"), MemoryError()])
+def test_where_no_peak_can_be_found_the_run_goes_on_without_the_figure(
+    run: Any, config: Any, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def refuse(*_: Any) -> float:
+        raise error
+
+    monkeypatch.setattr(utilization, "_measured_flops", refuse)
+    monkeypatch.setattr(utilization, "peak_flops", peak_flops.__wrapped__)
+    made = run(config(training_steps=2))
+    made.trainer.train()
+    assert [step.mfu for step in made.of("step")] == [None, None]
+
+
 def test_measuring_moves_no_generator_and_finds_something_plausible() -> None:
     before = torch.get_rng_state()
     assert 1e8 < utilization._measured_flops("cpu", torch.float32, 128) < 1e14
@@ -109,7 +130,8 @@ def test_ranks_share_the_work_and_the_peak(monkeypatch: pytest.MonkeyPatch) -> N
     assert Utilization(10.0, "cpu", torch.float32, world_size=2).at(50.0) == 0.25
 
 
-def test_each_update_tells_it(run: Any, config: Any) -> None:
+def test_each_update_tells_it(run: Any, config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(utilization, "peak_flops", lambda *_: 1e9)
     made = run(config(training_steps=2))
     made.trainer.train()
-    assert all(0 < step.mfu < 2 for step in made.of("step"))
+    assert all(step.mfu > 0 for step in made.of("step"))

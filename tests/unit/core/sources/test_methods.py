@@ -17,6 +17,7 @@ from core.checkpoints.resume_rules import ResumeMode
 from core.config import TrainingConfig
 from core.errors import ConfigError, DiskFull, SourceNoRows, SourceTooShort, StopAsked
 from core.losses import UNLEARNT, next_token_loss, preference_loss
+from core.models.causal_lm import CausalLM
 from core.objectives import NextToken
 from core.sources.corpus import Corpus, Part
 from core.sources.files import source_file
@@ -24,8 +25,9 @@ from core.sources.methods import method_of
 from core.sources.rows import ChatRow, CompletionRow, Message, PreferenceRow, TextRow
 from core.tokens.batches import Examples, chosen, laid_out, order_of
 from core.tokens.conversations import END, by_template, examples_of, plainly
-from core.tokens.encoding import Encoder, all_texts, first_kind
+from core.tokens.encoding import Encoder, all_texts, first_kind, piece_end
 from core.tokens.packing import one_each, packed
+from core.tokens.preparation import prepare
 from core.tokens.token_files import TokenWriter, ids_of, open_tokens
 from core.tokens.tokenizer import CharacterTokenizer
 from tests.unit.core.conftest import Run
@@ -162,7 +164,7 @@ def test_the_rows_say_what_is_done_with_them(
         ([[{"text": "abc"}]], "sft", "method 'sft' cannot learn from source"),
         ([PREFERENCES], "lm", "method 'lm' cannot learn from source"),
         ([PAIRS], "dpo", "which has completion rows"),
-        ([[{"nothing": 1}]], "auto", "has no row that can be used: row 1 has none of the fields"),
+        ([[{"nothing": 1}]], "auto", "has no row that can be used: line 1 has none of the fields"),
     ],
     ids=lambda given: given if isinstance(given, str) else "",
 )
@@ -183,7 +185,19 @@ def test_bad_rows_are_left_out_and_told(config: Any, write: Write) -> None:
     told = Run(config(block_size=40), write(rows))
     [said] = [warning for warning in told.trainer.parts.warnings() if "left out" in warning]
     assert said.startswith("2 of 38 rows of source")
-    assert "row 37 has no 'completion'" in said
+    assert "line 37 has no 'completion'" in said
+
+
+@pytest.mark.parametrize("template", [None, TEMPLATE], ids=["without", "with"])
+@pytest.mark.parametrize("rows", [CHATS, PAIRS], ids=["conversations", "completions"])
+def test_conversations_for_a_base_without_a_template_are_told_once(
+    config: Any, write: Write, gpt2_folder: Path, rows: list[Any], template: str | None
+) -> None:
+    known = CausalLM(gpt2_folder).tokenizer
+    known.tokenizer.chat_template = template
+    data = prepare(write(rows), "sft", config(packing=False), Encoder(known), 60, may_pack=False)
+    said = [warning for warning in data.warnings if "no chat template" in warning]
+    assert len(said) == (rows is CHATS and template is None)
 
 
 def test_what_is_too_long_is_cut_and_what_has_no_answer_then_is_left_out(config: Any, write: Write) -> None:
@@ -571,13 +585,14 @@ def test_a_warm_up_of_epochs_is_a_tenth_of_them(config: Any, write: Write) -> No
 
 
 @pytest.mark.parametrize("break_", ["b\n\nc", "b\n c"])
-def test_a_text_is_cut_before_a_word_alone(break_: str) -> None:
-    from core.tokens.encoding import last_line
-
-    assert last_line(f"a\nb{break_}") == (6 if break_.endswith("\nc") else 2)
-    assert last_line("a\nword\n") == 2
-    assert last_line("no lines") == 0
-    assert last_line("x" * (4 << 20)) == 4 << 20
+def test_a_text_is_cut_before_a_word_alone(break_: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("core.tokens.encoding.CHARACTERS_AT_ONCE", 8)
+    assert piece_end(f"a{break_}", 0) == (4 if break_.endswith("\nc") else 0)
+    assert piece_end("a\nword\nwo", 0) == 2
+    assert piece_end("a\nword\nwo", 2) == 7
+    assert piece_end("a\nword\n", 2) == 0, "what follows may be white space"
+    assert piece_end("no lines", 0) == 0
+    assert piece_end("x" * 9, 0) == 8
 
 
 def test_tokens_are_counted_as_they_are_and_not_as_a_full_batch_would_be(config: Any, write: Write) -> None:

@@ -132,6 +132,16 @@ def test_no_process_to_be_had_is_no_fault_of_the_file(tmp_path: Path, monkeypatc
     assert SourceFolder(tmp_path).inspect("a.parquet").num_rows == 1, "and it is not remembered"
 
 
+def test_a_loaded_machine_is_no_fault_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parquet(tmp_path, [{"text": "x"}])
+    folder = SourceFolder(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(quarantine, "SECONDS", 0.01)
+        with pytest.raises(SourceNotReadable, match="takes longer"):
+            folder.inspect("a.parquet")
+    assert folder.inspect("a.parquet").num_rows == 1, "it is looked at again"
+
+
 def test_other_formats_are_read_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a text needs no process"))
     (tmp_path / "a.jsonl").write_text('{"text": "x"}\n')

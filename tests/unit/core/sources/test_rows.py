@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.errors import SourceColumns, SourceError, SourceNotReadable, SourceNotText
-from core.sources import row_files
+from core.sources import lines
 from core.sources.rows import (
     NO_COLUMNS,
     BadRow,
@@ -63,6 +63,7 @@ def in_parquet(records: list[Any], **given: Any) -> bytes:
 
 USER, ANSWER = {"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}
 WRONG = {"role": "assistant", "content": "5"}
+CALL = {"role": "assistant", "content": "", "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": "{}"}}]}
 
 
 @pytest.mark.parametrize(
@@ -161,6 +162,22 @@ def test_characters_are_those_of_all_that_is_read() -> None:
         ({"messages": [{**ANSWER, "weight": "1"}]}, "the weight '1'"),
         ({"messages": [USER]}, "has no assistant message to learn from"),
         ({"messages": [{**ANSWER, "weight": 0}]}, "has no assistant message to learn from"),
+        ({"messages": [USER, CALL]}, "its message 2 has 'tool_calls', and calls of tools cannot be learned"),
+        ({"messages": [USER, {**CALL, "weight": 0}, ANSWER]}, "its message 2 has 'tool_calls'"),
+        ({"messages": [USER, {"role": "assistant", "function_call": {"name": "f"}}]}, "its message 2 has 'function_"),
+        ({"messages": [USER, ANSWER], "tools": [{"type": "function"}]}, "has 'tools', and calls of tools cannot"),
+        ({"messages": [USER, ANSWER], "tools": ' [{"type": "function"}]'}, "has 'tools'"),
+        ({"messages": [USER, ANSWER], "functions": [{"name": "f"}]}, "has 'functions'"),
+        ({"prompt": [USER], "chosen": [ANSWER], "rejected": [CALL]}, "its message 1 has 'tool_calls'"),
+        ({"prompt": [USER], "chosen": [ANSWER], "rejected": [WRONG], "tools": [{}]}, "has 'tools'"),
+        (
+            {
+                "input": {"messages": [USER], "tools": [{}]},
+                "preferred_output": [ANSWER],
+                "non_preferred_output": [WRONG],
+            },
+            "its 'input' has 'tools'",
+        ),
         ({"prompt": "a", "chosen": "b"}, "has no 'rejected'"),
         ({"prompt": "a", "chosen": "b", "rejected": "b"}, "has the same answer twice"),
         ({"prompt": "a", "chosen": [USER], "rejected": "b"}, "has an answer without an assistant's message"),
@@ -170,6 +187,28 @@ def test_characters_are_those_of_all_that_is_read() -> None:
 )
 def test_a_record_that_makes_no_row_says_why(record: Any, said: str) -> None:
     assert said in reason(record)
+
+
+def test_no_tools_and_no_calls_are_as_good_as_none_named() -> None:
+    answer = {**ANSWER, "tool_calls": [], "function_call": None}
+    chat = one({"messages": [USER, ANSWER]})
+    for tools in (None, [], "", "[]", "null", "a hammer"):
+        assert one({"messages": [USER, answer], "tools": tools, "functions": []}) == chat
+    assert one({"text": "a nail", "tools": ["a hammer"]}) == TextRow("a nail")
+    assert one({"prompt": "a", "chosen": "b", "rejected": "c", "tools": [{}]}) == PreferenceRow("a", "b", "c")
+
+
+def test_tools_of_a_table_are_seen_too() -> None:
+    record = {"messages": json.dumps([USER, ANSWER]), "tools": '[{"type": "function"}]'}
+    said = BadRow(1, "has 'tools', and calls of tools cannot be learned")
+    assert rows(in_parquet([record]), PARQUET) == [said]
+    assert rows(in_parquet([{**record, "tools": None}]), PARQUET) == [one({"messages": [USER, ANSWER]})]
+    table = "\t".join(record) + "\n" + "\t".join('"' + cell.replace('"', '""') + '"' for cell in record.values())
+    assert rows(table, CSV) == [BadRow(2, said.reason)]
+    # Who says that the messages are in a column of that name means it.
+    assert rows(json.dumps({"tools": [USER, ANSWER]}), JSONL, {"messages": "tools"}) == [
+        one({"messages": [USER, ANSWER]})
+    ]
 
 
 def test_whatever_a_record_holds_its_reason_is_short_and_can_be_shown() -> None:
@@ -221,7 +260,7 @@ def test_a_long_text_may_have_as_many_commas_as_it_likes() -> None:
 
 
 def test_a_line_without_end_is_a_bad_row_and_the_next_one_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(row_files, "MAX_LINE_BYTES", 5 << 20)
+    monkeypatch.setattr(lines, "MAX_LINE_BYTES", 5 << 20)
     long = '{"text": "' + "x" * (6 << 20) + '"}'
     fits = '{"text": "' + "x" * ((5 << 20) - 12) + '"}'
     found = rows(f'{long}\n{fits}\n{{"text": "z"}}\n{long}', JSONL)
@@ -372,8 +411,76 @@ def test_a_bad_record_of_csv_has_the_number_of_its_first_line() -> None:
         BadRow(6, "is no CSV: ',' expected after '\"'"),
         BadRow(7, "has nothing in its 'completion'"),
         BadRow(8, "is not UTF-8: its byte 1 cannot be decoded"),
-        BadRow(10, "is no CSV: unexpected end of data"),
+        BadRow(10, "has a quote that is never closed"),
     ]
+
+
+def test_a_quote_without_end_is_told_with_all_the_lines_that_go_with_it() -> None:
+    found = rows("text\n" + "a\n" * 10 + '"oops\n' + "b\n" * 1000, CSV)
+    assert found[:10] == [TextRow("a")] * 10
+    assert found[10] == BadRow(12, "has a quote that is never closed: 1,000 lines went with it")
+    assert found[11:] == [BadRow(13 + n, "went with the quote that opens on line 12") for n in range(1000)]
+
+
+@pytest.mark.parametrize(
+    ("lines_of_record", "line", "num_more"),
+    [
+        (['"a', 'b","oops', "x"], 3, 2),
+        (['"a', 'b",c;"oops, ""', "x"], 0, 0),
+        (['"a""', '""', '",', "x"], 0, 0),
+        (['a,"x""', '"",', '""'], 2, 2),
+        (['"a', '","', "x"], 3, 2),
+        (['"a', 'b","c",d,,"e', "x"], 3, 2),
+        (["a;,x", 'b,"oops'], 3, 0),
+    ],
+)
+def test_the_line_is_told_on_which_a_quote_opens(lines_of_record: list[str], line: int, num_more: int) -> None:
+    found = [row for row in rows("\n".join(["prompt,completion", *lines_of_record]), CSV) if isinstance(row, BadRow)]
+    told = [row for row in found if "is never closed" in row.reason]
+    if not line:
+        assert told == []
+        return
+    (first,) = told
+    opens = "that" if line == first.number else f"that opens on line {line} and"
+    went = f": {num_more} line{'s' if num_more > 1 else ''} went with it" if num_more else ""
+    assert first.reason == f"has a quote {opens} is never closed{went}"
+
+
+def test_a_quote_that_another_one_breaks_off_is_told_with_its_lines() -> None:
+    content = 'prompt,completion\n"oops,b\na,b\n"x, y",z\nc,d\n'
+    assert rows(content, CSV) == [
+        BadRow(2, "is no CSV: ',' expected after '\"' on line 4: 2 lines went with it"),
+        BadRow(3, "went with the quote that opens on line 2"),
+        BadRow(4, "went with the quote that opens on line 2"),
+        CompletionRow("c", "d"),
+    ]
+
+
+def test_names_of_columns_may_have_line_breaks_in_quotes() -> None:
+    columns = {"prompt": "what is\nasked", "completion": "the\nanswer"}
+    content = '\n"what is\nasked";"the\nanswer";"one; two, three"\na;b;c\n\nonly\n'
+    assert rows(content, CSV, columns) == [
+        CompletionRow("a", "b"),
+        BadRow(7, "has 1 fields, and the header has 3"),
+    ]
+    with pytest.raises(SourceColumns, match="it has 'a b', 'c' and needs"):
+        rows('"a\nb",c\n1,2\n', CSV)
+    for header in ('"text\na\nb\n', '"text"x\na\n', '"text\n' + "a\n" * 200 + '"\nb\n'):
+        with pytest.raises(SourceColumns, match="the header of source 'x' is no CSV: its quotes"):
+            rows(header, CSV)
+    # What looks like the beginning of a quote to another delimiter is none.
+    assert rows('text,x;"y\na,b\n\xff,c\n', CSV) == [TextRow("a"), TextRow("\xff")]
+
+
+def test_two_columns_of_one_name_are_refused_if_rows_are_made_of_them() -> None:
+    table = pa.Table.from_arrays([pa.array(["1"]), pa.array(["2"]), pa.array(["3"])], names=["text", "text", "id"])
+    content = io.BytesIO()
+    pq.write_table(table, content)
+    for raw, format in ((b"text,text,id\n1,2,3\n", CSV), (content.getvalue(), PARQUET)):
+        with pytest.raises(SourceColumns, match="source 'x' has 2 columns 'text': rename all but one"):
+            rows(raw, format)
+        assert rows(raw, format, {"text": "id"}) == [TextRow("3")]
+    assert rows("text,id,id,,\na,1,2,,\n", CSV) == [TextRow("a")]
 
 
 def test_a_cell_may_hold_more_than_csv_usually_lets_it() -> None:
@@ -402,9 +509,9 @@ def test_a_record_of_csv_with_fields_without_end_is_bad(line: str) -> None:
 
 
 def test_quotes_without_end_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(row_files, "MAX_LINE_BYTES", 1000)
+    monkeypatch.setattr(lines, "MAX_LINE_BYTES", 1000)
     found = rows('text\n"' + "x\n" * 600 + "z\n", CSV)
-    assert found[0] == BadRow(2, "is longer than 64 MiB, or its quotes have no end")
+    assert found[0] == BadRow(2, "has a quote that is still open after 0 MiB: 499 lines went with it")
     assert found[-1] == TextRow("z")
 
 
@@ -447,7 +554,7 @@ def test_what_is_no_whole_parquet_file_is_said(content: bytes) -> None:
 
 
 def test_a_row_of_parquet_is_no_longer_than_a_line_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(row_files, "MAX_LINE_BYTES", 10)
+    monkeypatch.setattr(lines, "MAX_LINE_BYTES", 10)
     found = rows(in_parquet([{"text": "x" * 11}, {"text": "x" * 10}]), PARQUET)
     assert found == [BadRow(1, "is longer than 64 MiB"), TextRow("x" * 10)]
 

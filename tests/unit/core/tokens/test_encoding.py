@@ -232,3 +232,55 @@ def test_a_batch_of_rows_is_written_at_once(tmp_path: Path, monkeypatch: pytest.
     Encoder(TOKENIZERS["bpe"]()).tokens(part)
     assert len(added) == 1
     assert added[0] > 200
+
+
+def told_of(path: Path, tokenizer: Tokenizer) -> dict[str, Any]:
+    return Encoder(tokenizer).tokens(Corpus.of_one(source_file(path)).parts[0]).told
+
+
+def fewer_embeddings() -> PretrainedTokenizer:
+    """As when somebody has added a token and left the model as it was."""
+    tokenizer = pretrained(like_gpt2(AddedToken("<|more|>", special=True)))
+    tokenizer.vocab_size -= 1
+    return tokenizer
+
+
+def test_a_row_with_a_token_that_the_model_has_not_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    rows = [{"prompt": "a", "completion": f"b{more}"} for more in ("", "<|more|>", " c")]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    tokenizer = fewer_embeddings()
+    told = told_of(path, tokenizer)
+    has = f"has tokens that its tokenizer knows and the model does not, which has {tokenizer.vocab_size} embeddings"
+    assert (told["bad_rows"], told["num_examples"], told["num_rows"]) == ([[2, has]], 2, 3)
+
+
+def test_a_prompt_with_a_token_that_the_model_has_not_is_refused() -> None:
+    with pytest.raises(GenerationError, match=r"the model does not, .* the first is '<\|more\|>'"):
+        fewer_embeddings().encode("a<|more|>")
+
+
+def test_a_row_that_is_refused_while_encoding_has_the_number_of_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('\n{"text": "a"}\n\n\n{"text": "<|more|>"}\n{"nothing": 1}\n')
+    assert [number for number, _ in told_of(path, fewer_embeddings())["bad_rows"]] == [5, 6]
+
+
+def test_the_library_never_holds_more_than_a_part_of_a_text(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What it says of one takes a hundred times what its ids do."""
+    given: list[int] = []
+    monkeypatch.setattr("core.tokens.tokenizer.os.cpu_count", lambda: 2)
+
+    class Watched:
+        def encode_batch_fast(self, texts: list[str], **how: Any) -> Any:
+            given.append(sum(map(len, texts)))
+            return library_of.encode_batch_fast(texts, **how)
+
+    tokenizer = pretrained(like_gpt2())
+    library_of = tokenizer.tokenizer.backend_tokenizer
+    monkeypatch.setattr(type(tokenizer.tokenizer), "backend_tokenizer", Watched())
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT * 50)
+    told_of(path, tokenizer)
+    assert sum(given) == 50 * len(TEXT)
+    assert max(given) <= 1 << 19
