@@ -85,6 +85,11 @@ class Parts:
         places = [(n, rank) for n in range(config.gradient_accumulation_steps) for rank in range(self.ranks.world_size)]
         return sum(self.data.num_targets(self._index(step, number, rank)) for number, rank in places)
 
+    def batches_of(self, step: int) -> str:
+        """Which batches of the run a step is made of, for people."""
+        first, count = self._index(step, 0, 0), self._batches_per_step
+        return f"batch {first:,}" if count == 1 else f"batches {first:,} to {first + count - 1:,}"
+
     def _index(self, step: int, number: int, rank: int) -> int:
         config, ranks = self.config, self.ranks
         place = (step + config.skip_batches) * config.gradient_accumulation_steps + number

@@ -154,7 +154,7 @@ class Trainer:
     def accumulate_gradients(self) -> float:
         """Add up the gradients of this rank's batches; returns the mean loss of all ranks' batches."""
         total = self.portions.until_it_fits(self.add_gradients)
-        return self.checked("loss", self.portions.mean_of_step(total))
+        return self.checked("loss of {batches}", self.portions.mean_of_step(total))
 
     def add_gradients(self) -> float:
         """The gradients of this rank's batches, each in as many parts as memory asks for."""
@@ -184,15 +184,19 @@ class Trainer:
         parts.ranks.average_gradients(parts.model.parameters())
         parts.precision.unscale(parts.optimizer)
         norm = clip_gradients(parts.model, parts.config)
-        return norm if parts.precision.may_overflow(norm) else self.checked("gradient norm", norm)
+        return norm if parts.precision.may_overflow(norm) else self.checked("gradient norm of {batches}", norm)
 
     def checked(self, what: str, value: float) -> float:
         """The value, if it is a number: nothing else may reach the weights or a checkpoint.
 
+        Args:
+            what: The value; `{batches}` stands for those of this step.
+
         Raises:
-            NonFiniteLoss: says at which step.
+            NonFiniteLoss: says at which step, and of which batches.
         """
         if not math.isfinite(value):
+            what = what.format(batches=self.parts.batches_of(self.run.step))
             # Batches go on from the checkpoint's place, so all from there up to this one are to be left out.
             skip = self.parts.config.skip_batches + self.run.step - max(self.saved_step, 0) + 1
             raise NonFiniteLoss(

@@ -114,6 +114,18 @@ def test_what_is_not_a_number_ends_the_run_before_it_reaches_weights_or_checkpoi
     assert max(item.manifest.step for item in store) == step - 1
 
 
+@pytest.mark.parametrize(("accumulation", "said"), [(1, "batch 5"), (3, "batches 15 to 17")])
+def test_the_batches_that_broke_a_run_are_named(
+    run: Any, config: Any, monkeypatch: pytest.MonkeyPatch, accumulation: int, said: str
+) -> None:
+    told = run(config(gradient_accumulation_steps=accumulation, skip_batches=2))
+    honest = told.trainer.portions.mean_of_step
+    broken = lambda total: float("nan") if told.trainer.run.step == 3 else honest(total)  # noqa: E731  # one line
+    monkeypatch.setattr("core.memory.Portions.mean_of_step", lambda _, total: broken(total))
+    with pytest.raises(NonFiniteLoss, match=f"the loss of {said} became nan at step 3: .* skip_batches=6"):
+        told.trainer.train()
+
+
 def test_an_evaluation_that_is_not_a_number_ends_the_run_before_its_checkpoint(
     run: Any, config: Any, store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
