@@ -1,8 +1,9 @@
 """A real small model learns the bundled source by LoRA: its answers to questions kept back, before and after.
 
-`python benchmarks/held_out_questions.py MODEL`, where MODEL is the folder that `ratchet models add smollm2` made. An
-answer counts if it is the source's own, to the letter. Of the facts behind the questions, many come in no other
-question, so what can be learnt for certain is how an answer is put.
+`python benchmarks/held_out_questions.py [MODEL]`, where MODEL is the folder that `make models` made, by default
+`models/smollm2`; without one there is nothing to measure. An answer counts if it is the source's own, to the letter. Of
+the facts behind the questions, many come in no other question, so what can be learnt for certain is how an answer is
+put.
 """
 
 from __future__ import annotations
@@ -30,6 +31,10 @@ def main() -> None:
     from core.events import Eval
     from core.sources.files import read_source
 
+    base = Path(sys.argv[1]) if len(sys.argv) > 1 else PROJECT / "models" / "smollm2"
+    if not base.is_dir():
+        print(f"There is no model {base}: make models adds one.", file=sys.stderr)
+        return
     text = (PROJECT / "sources" / "training_data_final_merged.md").read_text()
     pairs = [entry.split("\nANSWER: ") for entry in text.removesuffix("\n").split("\n\n")]
     random.Random(1).shuffle(pairs)
@@ -41,7 +46,7 @@ def main() -> None:
         source.write_text("".join(json.dumps(row) + "\n" for row in rows))
         settings = {
             "model_type": "causal_lm",
-            "base_model": sys.argv[1],
+            "base_model": str(base),
             "use_lora": True,
             "lora_rank": 16,
             "learning_rate": 1e-3,

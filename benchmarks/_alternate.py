@@ -1,0 +1,81 @@
+"""Contestants take turns in one process, so that whatever else the machine does meets all of them alike."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from _row import spread
+
+CEILING_SIDE = 2048
+COPIED_BYTES = 256 << 20
+
+
+class Contestant(Protocol):
+    """Something that makes optimizer updates."""
+
+    def updates(self, count: int) -> float:
+        """Make so many; returns the seconds that they took."""
+        ...
+
+    def loss(self) -> float:
+        """Of the last update, in nats per token."""
+        ...
+
+
+def alternate(contestants: Mapping[str, Contestant], *, rounds: int, updates: int, tokens: int) -> dict[str, Any]:
+    """Rounds in which each makes `updates` updates of `tokens` tokens; ours is the first.
+
+    Returns:
+        Tokens per second of each, by how much ours is faster than each in the median of the rounds, and the last loss.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    for contestant in contestants.values():
+        contestant.updates(2)
+    for _ in range(rounds):
+        for name, contestant in contestants.items():
+            seconds[name].append(contestant.updates(updates) / updates)
+    ours = next(iter(contestants))
+    return {
+        "tokens_per_second": {name: round(tokens / statistics.median(took)) for name, took in seconds.items()},
+        "times_faster": {
+            name: round(statistics.median(_ratios(took, seconds[ours])), 2)
+            for name, took in seconds.items()
+            if name != ours
+        },
+        "seconds_per_update": {name: spread(took) for name, took in seconds.items()},
+        "last_loss": {name: round(contestant.loss(), 3) for name, contestant in contestants.items()},
+    }
+
+
+def ceilings(device: str = "cpu") -> dict[str, float]:
+    """What the machine can do at the best: matrix products in TFLOP/s, and copying in GB/s."""
+    import torch
+
+    found = {}
+    for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
+        left, right = (torch.ones(CEILING_SIDE, CEILING_SIDE, device=device, dtype=dtype) for _ in range(2))
+        best = min(_seconds(lambda left=left, right=right: left @ right, device) for _ in range(6))
+        found[f"product_{name}_tflops"] = round(2 * CEILING_SIDE**3 / best / 1e12, 2)
+    source = torch.ones(COPIED_BYTES, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    best = min(_seconds(lambda: target.copy_(source), device) for _ in range(6))
+    # Each byte is read once and written once.
+    found["copy_gb_per_second"] = round(2 * COPIED_BYTES / best / 1e9, 1)
+    return found
+
+
+def _ratios(theirs: Sequence[float], ours: Sequence[float]) -> list[float]:
+    return [their / our for their, our in zip(theirs, ours, strict=True)]
+
+
+def _seconds(work: Any, device: str) -> float:
+    import torch
+
+    began = time.perf_counter()
+    work()
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+    return time.perf_counter() - began

@@ -1,0 +1,56 @@
+"""Full fine-tuning of GPT-2 124M (its real shape, random weights): batch 8 × 128, AdamW, clipping at 1.0.
+
+Ours under bf16 against a plain fp32 loop over transformers' model (which stands in for nanoGPT: at this shape they are
+as fast as each other), the same loop under bf16 autocast with fused AdamW, and transformers' Trainer under bf16.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from _alternate import alternate, ceilings
+from _contestants import TEXT, HuggingFaceTrainer, Ours, PlainLoop
+from _gpt2 import make_gpt2_124m
+from _row import print_row
+
+ROUNDS = 5
+UPDATES = 3
+SHAPE = {"batch_size": 8, "block_size": 128}
+RATE = 3e-4
+
+
+def main() -> None:
+    """Measure and print."""
+    with tempfile.TemporaryDirectory() as folder:
+        base = make_gpt2_124m(Path(folder) / "gpt2", TEXT.read_text())
+        settings = {"model_type": "gpt2", "base_model": str(base), "learning_rate": RATE, "precision": "bf16"}
+        ids = _ids(base)
+        contestants = {
+            "ours": Ours(**settings, **SHAPE),
+            "plain_fp32": PlainLoop(_model(base), ids, rate=RATE, bf16=False, **SHAPE),
+            "plain_bf16": PlainLoop(_model(base), ids, rate=RATE, bf16=True, **SHAPE),
+            "trainer_bf16": HuggingFaceTrainer(_model(base), ids, rate=RATE, bf16=True, **SHAPE),
+        }
+        tokens = SHAPE["batch_size"] * SHAPE["block_size"]
+        found = alternate(contestants, rounds=ROUNDS, updates=UPDATES, tokens=tokens)
+    print_row("full_finetune", **found, ceilings=ceilings())
+
+
+def _model(base: Path) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(base)
+
+
+def _ids(base: Path) -> Any:
+    import torch
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    return torch.tensor(tokenizer(TEXT.read_text(), verbose=False)["input_ids"])
+
+
+if __name__ == "__main__":
+    main()
