@@ -20,7 +20,7 @@ from _row import PROJECT, print_row
 sys.path.insert(0, str(PROJECT))
 
 NUM_QUESTIONS = 50
-STEPS = 150
+STEPS = 60
 MOST_TOKENS = 48
 
 
@@ -29,7 +29,8 @@ def main() -> None:
     from core.assembly import assemble
     from core.config import TrainingConfig, parse
     from core.events import Eval
-    from core.sources.files import read_source
+    from core.sources.corpus import Corpus
+    from core.sources.files import source_file
 
     base = Path(sys.argv[1]) if len(sys.argv) > 1 else PROJECT / "models" / "smollm2"
     if not base.is_dir():
@@ -62,7 +63,7 @@ def main() -> None:
         }
         config = parse(TrainingConfig, settings)
         emit = lambda event: measured.append(event) if isinstance(event, Eval) else None  # noqa: E731  # one line
-        trainer = assemble(config, read_source(source), emit, lambda: False)
+        trainer = assemble(config, Corpus.of_one(source_file(source)), emit, lambda: False)
         before = num_right(trainer, held_out)
         trainer.train()
         after = num_right(trainer, held_out)
