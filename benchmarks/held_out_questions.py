@@ -28,7 +28,7 @@ def main() -> None:
     """Train, ask, print."""
     from core.assembly import assemble
     from core.config import TrainingConfig, parse
-    from core.events import Eval
+    from core.events import Eval, Event
     from core.sources.corpus import Corpus
     from core.sources.files import source_file
 
@@ -36,33 +36,17 @@ def main() -> None:
     if not base.is_dir():
         print(f"There is no model {base}: make models adds one.", file=sys.stderr)
         return
-    text = (PROJECT / "sources" / "training_data_final_merged.md").read_text()
-    pairs = [entry.split("\nANSWER: ") for entry in text.removesuffix("\n").split("\n\n")]
-    random.Random(1).shuffle(pairs)
-    held_out, learnt = pairs[:NUM_QUESTIONS], pairs[NUM_QUESTIONS:]
+    held_out, learnt = questions()
     measured: list[Eval] = []
+
+    def emit(event: Event) -> None:
+        if isinstance(event, Eval):
+            measured.append(event)
+
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "questions.jsonl"
-        rows = ({"prompt": f"{question}\nANSWER:", "completion": f" {answer}"} for question, answer in learnt)
-        source.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        settings = {
-            "model_type": "causal_lm",
-            "base_model": str(base),
-            "use_lora": True,
-            "lora_rank": 16,
-            "learning_rate": 1e-3,
-            "lr_schedule": "linear",
-            "warmup_steps": 10,
-            "training_steps": STEPS,
-            "batch_size": 16,
-            "block_size": 128,
-            "packing": False,
-            "eval_interval": STEPS,
-            "eval_iters": 10,
-            "max_new_tokens": 0,
-        }
-        config = parse(TrainingConfig, settings)
-        emit = lambda event: measured.append(event) if isinstance(event, Eval) else None  # noqa: E731  # one line
+        source.write_text("".join(json.dumps(row) + "\n" for row in learnt))
+        config = parse(TrainingConfig, settings(base))
         trainer = assemble(config, Corpus.of_one(source_file(source)), emit, lambda: False)
         before = num_right(trainer, held_out)
         trainer.train()
@@ -75,22 +59,51 @@ def main() -> None:
         val_loss_before=round(measured[0].val_loss, 3),
         val_loss_after=round(measured[-1].val_loss, 3),
         updates=STEPS,
-        rows_learnt=STEPS * settings["batch_size"],
+        rows_learnt=STEPS * config.batch_size,
     )
 
 
-def num_right(trainer: Any, pairs: list[list[str]]) -> int:
+def questions() -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+    """The bundled source's questions and answers as rows: those kept back, and those to learn."""
+    text = (PROJECT / "sources" / "training_data_final_merged.md").read_text()
+    pairs = [entry.split("\nANSWER: ") for entry in text.removesuffix("\n").split("\n\n")]
+    random.Random(1).shuffle(pairs)
+    rows = [{"prompt": f"{question}\nANSWER:", "completion": f" {answer}"} for question, answer in pairs]
+    return rows[:NUM_QUESTIONS], rows[NUM_QUESTIONS:]
+
+
+def settings(base: Path) -> dict[str, Any]:
+    """The training configuration."""
+    return {
+        "model_type": "causal_lm",
+        "base_model": str(base),
+        "use_lora": True,
+        "lora_rank": 16,
+        "learning_rate": 1e-3,
+        "lr_schedule": "linear",
+        "warmup_steps": 10,
+        "training_steps": STEPS,
+        "batch_size": 16,
+        "block_size": 128,
+        "packing": False,
+        "eval_interval": STEPS,
+        "eval_iters": 10,
+        "max_new_tokens": 0,
+    }
+
+
+def num_right(trainer: Any, rows: list[dict[str, str]]) -> int:
     """How many questions are answered as the source does."""
     from core.generation import Completion, Sampling
 
     parts = trainer.parts
     sampling = Sampling(max_new_tokens=MOST_TOKENS, temperature=0.0, stop=("\n",))
     right = 0
-    for question, answer in pairs:
-        said = "".join(Completion(parts.model, parts.tokenizer, f"{question}\nANSWER:", sampling))
-        said = said.removesuffix("<|im_end|>").strip()
-        right += said == answer.strip()
-        print(f"{question!r}: {said!r}, and the source {answer!r}", file=sys.stderr)
+    for row in rows:
+        said = "".join(Completion(parts.model, parts.tokenizer, row["prompt"], sampling))
+        said, answer = said.removesuffix("<|im_end|>").strip(), row["completion"].strip()
+        right += said == answer
+        print(f"{row['prompt']!r}: {said!r}, and the source {answer!r}", file=sys.stderr)
     return right
 
 

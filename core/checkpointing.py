@@ -101,6 +101,17 @@ class CheckpointStore:
                 return checkpoint
         raise CheckpointNotFound(f"no checkpoint '{ref}'; GET /checkpoints lists those there are")
 
+    def path_of(self, name: str) -> Path:
+        """The folder, or legacy file, that a request names.
+
+        Raises:
+            CheckpointNotFound: there is none by this name right below the root.
+        """
+        path = self.root / name
+        if Path(name).name != name or name.startswith(".") or path.is_symlink() or not path.exists():
+            raise CheckpointNotFound(f"no checkpoint '{name}'")
+        return path
+
     def of_job(self, job_id: str) -> list[Checkpoint]:
         """A job's checkpoints, unverified, the one with the most steps first."""
         mine = [item for item in self if item.manifest.job_id == job_id]

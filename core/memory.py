@@ -45,10 +45,26 @@ class Portions:
     def until_it_fits(self, work: Callable[[], Result]) -> Result:
         """What `work` gives, in as many parts as it takes.
 
+        Each time it is begun anew with the random numbers that it was begun with at first, so that what it gives does
+        not depend on how often it was.
+
         Raises:
             OutOfMemory: less than one row cannot be computed.
         """
-        return until_it_fits(work, self._take_less, self.device)
+        generators = _generators(self.device)
+        while True:
+            try:
+                return work()
+            except (RuntimeError, MemoryError) as error:
+                refused = as_out_of_memory(error)
+                if refused is None:
+                    raise
+            # Outside of the handler: its traceback holds on to what the work has made.
+            gc.collect()
+            if self.device.startswith("cuda"):
+                torch.cuda.empty_cache()
+            self._take_less(refused)
+            _put_back(generators, self.device)
 
     def mean_of_step(self, value: float) -> float:
         """The mean of a number over all ranks, who agree in the same exchange if memory ran out on one of them."""
@@ -82,34 +98,6 @@ class Portions:
                 "which takes longer; what the batches hold and count stays the same"
             )
         )
-
-
-def until_it_fits(work: Callable[[], Result], take_less: Callable[[OutOfMemory], None], device: str) -> Result:
-    """What `work` gives, as soon as there is memory for it.
-
-    Each time it is begun anew with the random numbers that it was begun with at first, so that what it gives does not
-    depend on how often it was.
-
-    Args:
-        take_less: Called when memory has run out, with what to raise if there is no less.
-
-    Raises:
-        OutOfMemory: by `take_less`.
-    """
-    generators = _generators(device)
-    while True:
-        try:
-            return work()
-        except (RuntimeError, MemoryError) as error:
-            refused = as_out_of_memory(error)
-            if refused is None:
-                raise
-        # Outside of the handler: its traceback holds on to what the work has made.
-        gc.collect()
-        if device.startswith("cuda"):
-            torch.cuda.empty_cache()
-        take_less(refused)
-        _put_back(generators, device)
 
 
 def _generators(device: str) -> list[torch.Tensor]:

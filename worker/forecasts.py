@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field
-
+from core.checkpointing import CheckpointStore
 from core.config import TrainingConfig, parse
-from core.errors import CheckpointNotFound, SourceError
+from core.errors import SourceError
 from core.hyperparameters.data import SourceShare
 from worker.gpus import free_gpu
-from worker.inference_requests import ForecastAsk
+from worker.inference_requests import CountedSource, ForecastAsk, TokensAsk
 from worker.settings import WorkerSettings
 
 if TYPE_CHECKING:
@@ -25,29 +23,6 @@ if TYPE_CHECKING:
 UNTIMED = "how long a step takes could not be tried: three of them did not come to their end within two minutes"
 
 
-class CountedSource(BaseModel):
-    """A source whose tokens are counted: what is known of it without any."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    name: str
-    columns: dict[str, str] = {}
-    num_characters: int
-    sha256: str
-
-
-class TokensAsk(BaseModel):
-    """The body of a request to count tokens, under a checkpoint's tokenizer, a base's, or none but characters."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    checkpoint: str | None = None
-    model: str | None = None
-    sources: list[CountedSource] = Field(max_length=200)
-    seconds: float = Field(gt=0, le=120)
-    most_characters: int = Field(ge=1, le=8 << 20)
-
-
 class Forecasts:
     """One at a time: each reads megabytes and keeps a core busy for seconds.
 
@@ -57,6 +32,7 @@ class Forecasts:
 
     def __init__(self, settings: WorkerSettings) -> None:
         self.settings = settings
+        self.store = CheckpointStore(settings.checkpoints)
         self._turn = threading.Lock()
 
     def preflight(self, wanted: ForecastAsk) -> dict[str, Any]:
@@ -102,29 +78,22 @@ class Forecasts:
         return _said(counter.count(part))
 
     def _beginning(self, source: CountedSource, most_characters: int) -> Beginning:
-        from core.forecasts.token_counts import hashed
         from core.sources.beginnings import beginnings
         from core.sources.files import SourceFolder
 
         share = SourceShare.model_validate({"source": source.name, "columns": source.columns})
         sizes = {source.name: source.num_characters}
-        [part] = beginnings([share], SourceFolder(self.settings.sources), sizes, most_characters)
-        return hashed(part, source.sha256)
+        [part] = beginnings([share], SourceFolder(self.settings.sources), sizes, most_characters, source.sha256)
+        return part
 
     def _tokenizer(self, wanted: TokensAsk) -> Tokenizer | None:
         from core.forecasts.token_counts import tokenizer_of_base, tokenizer_of_checkpoint
 
         if wanted.checkpoint is not None:
-            return tokenizer_of_checkpoint(self._checkpoint(wanted.checkpoint), self.settings.models)
+            return tokenizer_of_checkpoint(self.store.path_of(wanted.checkpoint), self.settings.models)
         if wanted.model is not None:
             return tokenizer_of_base(wanted.model, self.settings.models)
         return None
-
-    def _checkpoint(self, name: str) -> Path:
-        path = self.settings.checkpoints / name
-        if Path(name).name != name or name.startswith(".") or path.is_symlink() or not path.is_dir():
-            raise CheckpointNotFound(f"no checkpoint '{name}'")
-        return path
 
     def _prospect(self, wanted: ForecastAsk) -> Prospect:
         from core.forecasts.preflight import Prospect

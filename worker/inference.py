@@ -51,9 +51,9 @@ from core.errors import (
 )
 from core.imports import import_torch
 from core.machine.processes import exit_with_parent
-from worker.forecasts import Forecasts, TokensAsk
+from worker.forecasts import Forecasts
 from worker.inference_process import TOKEN_VARIABLE
-from worker.inference_requests import Adopt, Ask, ExportAsk, ForecastAsk
+from worker.inference_requests import Adopt, Ask, ExportAsk, ForecastAsk, TokensAsk
 from worker.settings import WorkerSettings
 
 if TYPE_CHECKING:
@@ -99,14 +99,14 @@ class Models:
 
         if kind == "model":
             return load_base(name, self.settings.models)
-        return open_for_generation(self._path(name), self.settings.models)
+        return open_for_generation(self.store.path_of(name), self.settings.models)
 
     def adopt(self, wanted: Adopt) -> dict[str, Any]:
         """Make a checkpoint of our own out of a legacy file, once."""
         from core.checkpoints.opening import adopt_legacy
 
         with self._adopting:
-            adopt_legacy(self._path(wanted.name), self.store, self.settings.models)
+            adopt_legacy(self.store.path_of(wanted.name), self.store, self.settings.models)
         return {"name": Path(wanted.name).stem}
 
     def export(self, wanted: ExportAsk) -> dict[str, Any]:
@@ -114,14 +114,8 @@ class Models:
         from core.checkpoints.export import export
 
         with self._exporting:
-            done = export(self._path(wanted.checkpoint), self.settings.models, wanted.name, merge=wanted.merge)
+            done = export(self.store.path_of(wanted.checkpoint), self.settings.models, wanted.name, merge=wanted.merge)
         return asdict(done)
-
-    def _path(self, name: str) -> Path:
-        path = self.settings.checkpoints / name
-        if Path(name).name != name or name.startswith(".") or path.is_symlink() or not path.exists():
-            raise CheckpointNotFound(f"no checkpoint '{name}'")
-        return path
 
 
 class Generation:

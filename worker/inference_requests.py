@@ -51,3 +51,26 @@ class ForecastAsk(BaseModel):
     config: dict[str, Any]
     num_characters: dict[str, int]
     time: bool = False
+
+
+class CountedSource(BaseModel):
+    """A source whose tokens are counted: what is known of it without any."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    columns: dict[str, str] = {}
+    num_characters: int
+    sha256: str
+
+
+class TokensAsk(BaseModel):
+    """The body of a request to count tokens, under a checkpoint's tokenizer, a base's, or none but characters."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    checkpoint: str | None = None
+    model: str | None = None
+    sources: list[CountedSource] = Field(max_length=200)
+    seconds: float = Field(gt=0, le=120)
+    most_characters: int = Field(ge=1, le=8 << 20)

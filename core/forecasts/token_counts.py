@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from core.bases.at_hand import models_at_hand
@@ -121,8 +121,3 @@ def tokenizer_of_checkpoint(folder: Path, models_root: Path) -> Tokenizer:
 
 def _tokenizer_in(folder: Path, name: str) -> Tokenizer:
     return Outline(folder, parse(TrainingConfig, {"model_type": "causal_lm", "base_model": name})).tokenizer
-
-
-def hashed(part: Beginning, sha256: str) -> Beginning:
-    """A source of which somebody else knows the hash."""
-    return replace(part, source=replace(part.source, sha256=sha256))

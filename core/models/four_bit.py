@@ -37,7 +37,8 @@ class FourBitLinear(nn.Linear):
         out_features: Likewise.
         bias: Likewise; it stays as it is.
         inputs_first: Whether that one kept its matrix as (in, out).
-        device: On the meta device there is no matrix, only its shape. See `pack`.
+
+    It has no matrix at first, only its shape. See `pack`.
     """
 
     def __init__(
@@ -47,14 +48,13 @@ class FourBitLinear(nn.Linear):
         bias: nn.Parameter | None,
         *,
         inputs_first: bool = False,
-        device: str = "meta",
     ) -> None:
         nn.Module.__init__(self)
         self.in_features, self.out_features, self.inputs_first = in_features, out_features, inputs_first
         num_blocks = -(-in_features * out_features // BLOCK)
 
         def empty(kind: torch.dtype, *shape: int) -> nn.Parameter:
-            return nn.Parameter(torch.empty(shape, dtype=kind, device=device), requires_grad=False)
+            return nn.Parameter(torch.empty(shape, dtype=kind, device="meta"), requires_grad=False)
 
         self.weight = empty(torch.uint8, num_blocks, BLOCK // 2)
         self.scales = empty(torch.uint8, num_blocks)
@@ -137,11 +137,12 @@ def linear_in_blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def check_can_be_packed(model: nn.Module) -> None:
-    """Refuse a model whose blocks would stay nearly as large as they are.
+    """Import what packs, and refuse a model whose blocks would stay nearly as large as they are.
 
     Raises:
-        ConfigError: it keeps its experts in other layers than linear ones.
+        ConfigError: bitsandbytes is not installed, or the model keeps its experts in other layers than linear ones.
     """
+    import_bitsandbytes("quantization", "nf4", "none")
     if any(parameter.dim() > 2 for parameter in blocks_of(model).parameters()):
         said = "'nf4' packs linear layers, and this model keeps its experts in others: use 'none'"
         raise ConfigError([("quantization", said)])
@@ -151,12 +152,8 @@ def take_place(model: nn.Module, name: str, weight: Tensor | None = None) -> Non
     """Put a layer in four bits where the linear one called `name` is.
 
     Args:
-        weight: What it is to pack; None leaves it without memory.
-
-    Raises:
-        ConfigError: bitsandbytes is not installed.
+        weight: What it is to pack, after `check_can_be_packed`; None leaves it without memory.
     """
-    import_bitsandbytes("quantization", "nf4", "none")
     there: Any = model.get_submodule(name)
     inputs_first = not isinstance(there, nn.Linear)
     in_features, out_features = there.weight.shape if inputs_first else there.weight.shape[::-1]

@@ -57,18 +57,20 @@ def beginnings(
     folder: SourceFolder,
     num_characters: Mapping[str, int],
     most: int = MOST_CHARACTERS,
+    sha256: str = "",
 ) -> tuple[Beginning, ...]:
     """Of the sources that a configuration names.
 
     Args:
         num_characters: Name of each source → of all its rows that can be used.
+        sha256: Of a source that is the only one, for those who look for what is kept of it.
 
     Raises:
         SourceError: one cannot be opened.
     """
     return tuple(
         Beginning(
-            _unhashed(folder, share.source),
+            _opened(folder, share.source, sha256),
             share.weight,
             columns_of(share),
             num_characters=num_characters[share.source],
@@ -83,7 +85,7 @@ def corpus_of(parts: Sequence[Beginning]) -> Corpus:
     return Corpus(tuple(parts))
 
 
-def _unhashed(folder: SourceFolder, name: str) -> SourceFile:
-    """A source whose hash nobody asks for, and which need not be read to its end for it."""
+def _opened(folder: SourceFolder, name: str, sha256: str) -> SourceFile:
+    """A source that need not be read to its end, as its hash is known or not asked for."""
     with folder.open(name) as file:
-        return SourceFile(name, lambda: folder.open(name), format_of(name), "", unchanged_key(file))
+        return SourceFile(name, lambda: folder.open(name), format_of(name), sha256, unchanged_key(file))

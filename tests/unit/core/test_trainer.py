@@ -8,6 +8,7 @@ import torch
 from core.checkpointing import CheckpointStore, load_checkpoint
 from core.checkpoints.saving import RunIdentity
 from core.errors import NonFiniteLoss
+from core.memory import Portions
 from core.monitoring.evaluation import Evaluation
 from core.trainer import Outcome, build_optimizer, clip_gradients, estimate_loss
 from tests.unit.core.conftest import KINDS
@@ -120,8 +121,11 @@ def test_the_batches_that_broke_a_run_are_named(
 ) -> None:
     told = run(config(gradient_accumulation_steps=accumulation, skip_batches=2))
     honest = told.trainer.portions.mean_of_step
-    broken = lambda total: float("nan") if told.trainer.run.step == 3 else honest(total)  # noqa: E731  # one line
-    monkeypatch.setattr("core.memory.Portions.mean_of_step", lambda _, total: broken(total))
+
+    def broken(_: Portions, total: float) -> float:
+        return float("nan") if told.trainer.run.step == 3 else honest(total)
+
+    monkeypatch.setattr("core.memory.Portions.mean_of_step", broken)
     with pytest.raises(NonFiniteLoss, match=f"the loss of {said} became nan at step 3: .* skip_batches=6"):
         told.trainer.train()
 

@@ -19,7 +19,8 @@ from core.sources.files import SourceFolder
 from core.tokens import encoding
 from core.tokens.encoding import Encoder
 from tests.unit.core.conftest import Run
-from worker.forecasts import Forecasts, TokensAsk
+from worker.forecasts import Forecasts
+from worker.inference_requests import TokensAsk
 from worker.settings import WorkerSettings
 
 TEXT = "QUESTION: what is 1 plus 2?\nANSWER: 3\n" * 200

@@ -20,6 +20,7 @@ from core.checkpoints.export import export
 from core.checkpoints.opening import load_base, open_for_generation
 from core.checkpoints.resume_rules import ResumeMode, may_change
 from core.errors import ConfigError, ModelUnavailable
+from core.libraries import import_bitsandbytes
 from core.models import pretrained
 from core.models.causal_lm import CausalLM
 from core.models.four_bit import BLOCK, FourBitLinear, linear_in_blocks, num_weights
@@ -41,9 +42,7 @@ LEVELS = torch.tensor(
 
 def packed(weight: Tensor, bias: nn.Parameter | None = None, *, inputs_first: bool = False) -> FourBitLinear:
     shape = weight.shape if inputs_first else weight.shape[::-1]
-    # Importing is what finding a layer's place does.
-    model = nn.ModuleDict({"layers": nn.ModuleList([nn.Linear(1, 1)])})
-    pretrained.take_place(model, "layers.0")
+    import_bitsandbytes("quantization", "nf4", "none")
     layer = FourBitLinear(*shape, bias, inputs_first=inputs_first)
     layer.pack(weight)
     return layer

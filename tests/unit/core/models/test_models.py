@@ -17,19 +17,14 @@ from core.models.base import find_base
 from core.models.bigram import BigramLanguageModel
 from core.models.gpt2 import GPT2Wrapper
 from tests.unit.core.conftest import KINDS
+from tests.unit.core.fresh_models import check_cache_changes_nothing
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_a_cache_changes_no_prediction(run: Any, config: Any, kind: str) -> None:
     model = run(config(kind)).trainer.parts.model.eval()
     ids_BT = torch.randint(0, model.vocab_size, (1, 12), generator=torch.Generator().manual_seed(1))
-    with torch.inference_mode():
-        whole_BTV, _ = model(ids_BT)
-        logits_BV, cache = model.predict(ids_BT[:, :5])
-        torch.testing.assert_close(logits_BV, whole_BTV[:, 4], rtol=1e-4, atol=1e-5)
-        for position in range(5, 12):
-            logits_BV, cache = model.predict(ids_BT[:, position : position + 1], cache)
-            torch.testing.assert_close(logits_BV, whole_BTV[:, position], rtol=1e-4, atol=1e-5)
+    check_cache_changes_nothing(model, ids_BT)
 
 
 @pytest.mark.parametrize("kind", list(KINDS))

@@ -19,6 +19,7 @@ from core.models.modern import ModernLanguageModel, ModernLanguageModelLoRA
 from core.models.scratch import FromScratch
 from core.tokens.tokenizer import CharacterTokenizer
 from tests.unit.core.conftest import TEXT
+from tests.unit.core.fresh_models import check_cache_changes_nothing
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -52,14 +53,7 @@ def test_no_token_sees_the_one_after_it(variant: str) -> None:
 
 @pytest.mark.parametrize("variant", list(VARIANTS))
 def test_a_cache_changes_no_prediction(variant: str) -> None:
-    model, ids_BT = modern(variant).eval(), some_ids()
-    with torch.inference_mode():
-        whole_BTV, _ = model(ids_BT)
-        logits_BV, cache = model.predict(ids_BT[:, :5])
-        torch.testing.assert_close(logits_BV, whole_BTV[:, 4], rtol=1e-4, atol=1e-5)
-        for position in range(5, 12):
-            logits_BV, cache = model.predict(ids_BT[:, position : position + 1], cache)
-            torch.testing.assert_close(logits_BV, whole_BTV[:, position], rtol=1e-4, atol=1e-5)
+    check_cache_changes_nothing(modern(variant).eval(), some_ids())
 
 
 def test_order_is_told_by_rotation_alone() -> None:
