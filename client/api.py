@@ -136,7 +136,7 @@ class Ratchet(Wire):
         return self._list("/checkpoints", {"limit": limit, **filters})
 
     def checkpoint(self, ref: str) -> dict[str, Any]:
-        """One checkpoint (id, name or `latest`) with its manifest and its lineage."""
+        """One checkpoint (id, name, `latest` or `<job>:best`) with its manifest and its lineage."""
         return self._get(f"/checkpoints/{segment(ref)}")
 
     def pin(self, ref: str) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from jobs.turns import LINE, take_turn
 from service.errors import NothingSaved, SourceChanged
 from service.intake import Accepted, Intake, Repeat
 from service.schemas import ResumeIn
-from service.shelf import LATEST, Shelf
+from service.shelf import BEST, LATEST, Shelf
 
 _ELSEWHERE = "POST /jobs/{checkpoint}/resume starts another run from what it saved"
 
@@ -43,7 +43,7 @@ class Resumption:
         self._shelf = shelf
 
     def resume(self, ref: str, body: ResumeIn, repeat: Repeat) -> Accepted:
-        """Go on from a checkpoint (id, name, `latest`) or a job.
+        """Go on from a checkpoint (id, name, `latest`, `<job>:best`) or a job.
 
         Raises:
             JobNotFound, CheckpointNotFound: there is no such thing.
@@ -58,7 +58,7 @@ class Resumption:
             return earlier
         if ref.removesuffix(".pt") == LATEST:
             return self._go_on_from_first_whole(self._shelf.newest(self._intake.owner), body, repeat)
-        if not ref.startswith("job_"):
+        if not ref.startswith("job_") or ref.endswith(BEST):
             return self._go_on_from(self._shelf.find(self._intake.owner, ref), body, repeat)
         with self._intake.ledger.read() as session:
             job = catalog.get_job(session, self._intake.owner, ref)

@@ -28,6 +28,9 @@ log = logging.getLogger(__name__)
 LATEST = "latest"
 """Stands for the newest one."""
 
+BEST = ":best"
+"""After a job's id: its checkpoint with the lowest validation loss."""
+
 LOOK_BACK = 50
 """Checkpoints that are looked at for one that is whole."""
 
@@ -52,18 +55,22 @@ class Shelf:
         self._convert = convert
 
     def find(self, owner: str, ref: str) -> Checkpoint:
-        """The checkpoint of that id or name, or for `latest` the newest that looks whole; `.pt` may follow a name.
+        """The checkpoint of that id or name; `.pt` may follow a name.
 
-        A legacy `.pt` file of that name becomes a checkpoint of our own when it is first asked for.
+        `latest` is the newest that looks whole, and `<job>:best` the one of a job with the lowest validation
+        loss. A legacy `.pt` file of that name becomes a checkpoint of our own when it is first asked for.
 
         Raises:
             CheckpointNotFound: neither the ledger nor the disk has it.
             CheckpointRemoved: they had it.
+            JobNotFound: there is no job of which it is to be the best.
             WorkerUnavailable, GenerationRefused: a legacy file cannot be read now, or at all.
         """
         ref = ref.removesuffix(".pt")
         if ref == LATEST:
             return self.first_whole(self.newest(owner))
+        if ref.endswith(BEST):
+            return self.first_whole(self._best_first(owner, ref.removesuffix(BEST)))
         try:
             return self._known(owner, ref)
         except CheckpointRemoved:
@@ -85,6 +92,15 @@ class Shelf:
         if not rows:
             raise CheckpointNotFound("There is no checkpoint yet; POST /jobs starts a run that makes some.")
         return rows
+
+    def _best_first(self, owner: str, job_id: str) -> list[Checkpoint]:
+        with self._ledger.read() as session:
+            job = catalog.get_job(session, owner, job_id)
+            rows, _ = catalog.list_checkpoints(session, owner, LOOK_BACK, job_id=job.id, order="best")
+        measured = [row for row in rows if row.val_loss is not None]
+        if not measured:
+            raise CheckpointNotFound(f"Job {job_id} has no checkpoint with a validation loss.")
+        return measured
 
     def first_whole(self, rows: Sequence[Checkpoint]) -> Checkpoint:
         """The first that looks whole; if none does, the first, whose own answer says what is wrong."""

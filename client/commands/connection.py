@@ -64,7 +64,7 @@ def watch(api: Ratchet, job: dict[str, Any], view: View) -> None:
 
 def latest_checkpoint(api: Ratchet, ref: str) -> str:
     """The checkpoint that `ref` means: itself, or the latest one of the job it names."""
-    if not ref.startswith("job_"):
+    if not ref.startswith("job_") or ref.endswith(":best"):
         return ref
     checkpoint = api.job(ref)["checkpoint"]
     if checkpoint is None:

@@ -41,7 +41,7 @@ def list_checkpoints(
 
 @router.get("/checkpoints/{ref}")
 def get_checkpoint(ref: str, shelf: Checkpoints, ledger: Ledger, owner: Owner) -> CheckpointDetail:
-    """One checkpoint (id, name or `latest`), what its folder says of it, and its lineage."""
+    """One checkpoint (id, name, `latest` or `<job>:best`), what its folder says of it, and its lineage."""
     row = shelf.find(owner, ref)
     try:
         manifest = finite(shelf.manifest(row).model_dump())

@@ -82,7 +82,7 @@ async def _admitted(request: Request, until_answered: UntilAnswered) -> None:
 def download_checkpoint(
     ref: str, request: Request, shelf: Checkpoints, settings: Settings, owner: Owner, until_answered: UntilAnswered
 ) -> Response:
-    """A checkpoint (id, name or `latest`) as an uncompressed tar of one folder, which `CHECKPOINT_PATH` takes.
+    """A checkpoint (id, name, `latest` or `<job>:best`) as an uncompressed tar of a folder for `CHECKPOINT_PATH`.
 
     Every file is compared with the manifest before the first byte is sent: 409 `checkpoint_corrupt` names one that
     differs. They are compared again while they are sent, and if one has changed the connection is broken off, so that

@@ -45,7 +45,7 @@ class ExportOut(BaseModel):
 def export_checkpoint(
     ref: str, shelf: Checkpoints, ledger: Ledger, generation: Generation, owner: Owner, body: ExportIn | None = None
 ) -> ExportOut:
-    """Write a checkpoint (id, name or `latest`) as a folder that plain `from_pretrained` loads.
+    """Write a checkpoint (id, name, `latest` or `<job>:best`) as a folder that plain `from_pretrained` loads.
 
     GPT-2 becomes `config.json`, `model.safetensors` and a tokenizer, and can be named as `base_model` at once; adapters
     become a PEFT folder, or such a model with `merge`. A model from scratch has no Hugging Face class: 409, download

@@ -41,7 +41,11 @@ class GenerateIn(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    checkpoint: str | None = Field(None, max_length=1024, description="Id or name; `latest` is the newest.")
+    checkpoint: str | None = Field(
+        None,
+        max_length=1024,
+        description="Id or name; `latest` is the newest, `<job>:best` has the lowest validation loss.",
+    )
     model: str | None = Field(None, max_length=1024, description="A base model, as a job's `base_model` names it.")
     prompt: Prompt | list[Prompt] = Field(description="One text to go on from, or several.")
     max_new_tokens: int = Field(100, ge=0, description="Tokens that each choice may get.")

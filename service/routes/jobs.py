@@ -61,7 +61,7 @@ def resume_job(
     body: ResumeIn | None = None,
     idempotency_key: IdempotencyKey = None,
 ) -> JobOut:
-    """Go on from a checkpoint (id, name or `latest`) or a job.
+    """Go on from a checkpoint (id, name, `latest` or `<job>:best`) or a job.
 
     A checkpoint, or a finished job's latest one: 201 and a new job, with what differs in `diff`. A paused job goes on
     itself, with the settings, name, priority and metadata that are given: 200; `training_steps` counts from where it
