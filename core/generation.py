@@ -76,7 +76,7 @@ class Completion:
     Args:
         model: What writes.
         tokenizer: The model's own.
-        prompt: Text to go on from; an empty one stands for the zero token.
+        prompt: Text to go on from; an empty one stands for what texts begin with, or else the zero token.
         sampling: How tokens are chosen and when to end.
 
     Raises:
@@ -87,7 +87,7 @@ class Completion:
         self.model = model
         self.tokenizer = tokenizer
         self.sampling = sampling
-        self.prompt_ids = [int(i) for i in tokenizer.encode(prompt)] if prompt else [0]
+        self.prompt_ids = [*tokenizer.beginning(prompt), *map(int, tokenizer.encode(prompt))] or [0]
         self.new_ids: list[int] = []
         self.finish_reason = "length"
 

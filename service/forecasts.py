@@ -12,6 +12,7 @@ from core.config import TrainingConfig, config_to_dict, tokens_per_step
 from core.forecasts.forecast_warnings import Known, warnings_of
 from core.sources.files import SourceFacts
 from core.sources.methods import method_of
+from core.sources.rows import place_in
 from jobs.database import Database
 from service.errors import WorkerUnavailable
 from service.inference import Inference, find_desk
@@ -42,6 +43,9 @@ class SkippedOut(BaseModel):
 
     source: str
     num: int
+    place: str = Field(
+        description="What the numbers of its rows count: `line`, `row` (Parquet) or `piece` (plain text)."
+    )
     first: list[BadRowOut]
 
 
@@ -175,6 +179,7 @@ def _skipped(config: TrainingConfig, facts: Sequence[SourceFacts]) -> list[Skipp
         SkippedOut(
             source=share.source,
             num=found.num_bad_rows,
+            place=place_in(found.format),
             first=[BadRowOut(number=row.number, reason=row.reason) for row in found.bad_rows[:NUM_SKIPPED_SHOWN]],
         )
         for share, found in zip(config.shares, facts, strict=True)

@@ -111,7 +111,7 @@ def _add(writer: Any, name: str, value: Any) -> None:
     if isinstance(value, list):
         writer.add_array(name, value)
     else:
-        kinds = {str: writer.add_string, int: writer.add_uint32, float: writer.add_float32}
+        kinds = {bool: writer.add_bool, str: writer.add_string, int: writer.add_uint32, float: writer.add_float32}
         kinds[type(value)](name, value)
 
 

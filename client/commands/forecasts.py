@@ -108,7 +108,7 @@ def _tell_skipped(skipped: dict[str, Any]) -> None:
         return
     typer.echo(printable(f"{skipped['num']:,} rows of {skipped['source']} cannot be used, and are left out:"))
     for row in skipped["first"]:
-        typer.echo(printable(f"  row {row['number']} {row['reason']}"))
+        typer.echo(printable(f"  {skipped['place']} {row['number']} {row['reason']}"))
 
 
 def _show_row(out: Console, number: int, row: dict[str, Any]) -> None:

@@ -32,6 +32,7 @@ from core.objectives import NextToken, Objective, Preference
 from core.optimization.updates import freeze
 from core.sources.beginnings import Beginning, corpus_of
 from core.sources.methods import method_of
+from core.sources.rows import place_in
 from core.tokens.batches import Batch, Batches, Examples, Pairs, Windows
 from core.tokens.encoding import Encoder, first_kind, own_tokenizer
 from core.tokens.preparation import left_out, prepare
@@ -269,7 +270,8 @@ def memory_at_hand(device: str) -> int:
 
 def _skipped(part: Beginning, file: TokenFile) -> dict[str, Any]:
     first = [{"number": number, "reason": reason} for number, reason in file.told["bad_rows"]]
-    return {"source": part.source.name, "num": file.told["num_bad_rows"], "first": first}
+    place = place_in(part.format)
+    return {"source": part.source.name, "num": file.told["num_bad_rows"], "place": place, "first": first}
 
 
 def _said(prospect: Prospect) -> list[str]:

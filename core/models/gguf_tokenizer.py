@@ -24,6 +24,9 @@ _PATTERNS = {
 }
 """What a file calls its way to cut words → the expression."""
 
+_BEGUN = frozenset({"llama-bpe", "llama3", "llama-v3"})
+"""Families that put a token before each text, unless the file says otherwise."""
+
 
 def tokenizer_of(folder: Path, header: GgufHeader) -> Any:
     """A `PreTrainedTokenizerFast` with the file's tokens, merges, special tokens and template for conversations.
@@ -50,7 +53,10 @@ def tokenizer_of(folder: Path, header: GgufHeader) -> Any:
         made.add_tokens(_added(tokens, kinds, USER_DEFINED))
     except (ValueError, TypeError) as error:
         raise unusable(folder, f"its GGUF file's tokenizer cannot be read: {error}") from None
-    found = PreTrainedTokenizerFast(tokenizer_object=made, **_special_tokens(header, tokens))
+    special = _special_tokens(header, tokens)
+    if "bos_token" in special and header.settings.get("tokenizer.ggml.add_bos_token", said["pre"] in _BEGUN) is True:
+        _begin_with(made, special["bos_token"])
+    found = PreTrainedTokenizerFast(tokenizer_object=made, **special)
     template = header.settings.get("tokenizer.chat_template")
     if isinstance(template, str):
         found.chat_template = template
@@ -80,6 +86,14 @@ def _byte_pairs(folder: Path, pre: Any, tokens: list[str], merges: list[str]) ->
     made.pre_tokenizer = cutter
     made.decoder = decoders.ByteLevel()
     return made
+
+
+def _begin_with(made: Any, token: str) -> None:
+    from tokenizers.processors import Sequence, TemplateProcessing
+
+    before = [] if made.post_processor is None else [made.post_processor]
+    ids = [(token, made.token_to_id(token))]
+    made.post_processor = Sequence([*before, TemplateProcessing(single=f"{token} $A", special_tokens=ids)])
 
 
 def _cutter(pre: Any) -> Any:

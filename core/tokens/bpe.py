@@ -78,6 +78,10 @@ class BytePairTokenizer:
         """SHA-256 of what decides which ids a text becomes."""
         return hashlib.sha256(self._tokenizer.to_str().encode()).hexdigest()
 
+    def beginning(self, text: str) -> list[int]:
+        """None."""
+        return []
+
     def encode(self, text: str) -> TokenIds:
         """Ids, shape (T,). A long text is encoded by all cores.
 

@@ -16,8 +16,8 @@ from core.sources.rows import ChatRow, CompletionRow, Message, PreferenceRow, Ro
 END = None
 """What ends an example: a token of its own, or, where there is none, `PLAIN_END`."""
 
-Piece: TypeAlias = tuple[str | None, bool]
-"""A text or the end, and whether it is learnt."""
+Piece: TypeAlias = tuple[str | int | None, bool]
+"""A text, a token or the end, and whether it is learnt."""
 
 Example: TypeAlias = list[Piece]
 
@@ -58,6 +58,7 @@ def examples_of(row: Row, render: Render, *, learns_all: bool = False) -> list[E
     Raises:
         Unfit: the template cannot write it.
     """
+    found: list[Example]
     match row:
         case TextRow(text):
             found = [[(text, True), (END, True)]]

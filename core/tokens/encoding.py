@@ -26,14 +26,24 @@ from core.machine import disk
 from core.machine.disk import Meanwhile, nothing
 from core.sources.corpus import Corpus, Part
 from core.sources.row_json import Unfit
-from core.sources.rows import BadRow, Row, RowKind, SourceFormat, TextRow, num_characters, place_in
+from core.sources.rows import (
+    BadRow,
+    ChatRow,
+    PreferenceRow,
+    Row,
+    RowKind,
+    SourceFormat,
+    TextRow,
+    num_characters,
+    place_in,
+)
 from core.tokens.bpe import BytePairTokenizer
 from core.tokens.conversations import END, PLAIN_END, Example, Render, by_template, examples_of, plainly
 from core.tokens.pieces import Laid, Pieces
 from core.tokens.token_files import TokenFile, TokenWriter, alone, forget, make_room, open_tokens
 from core.tokens.tokenizer import CharacterTokenizer, PretrainedTokenizer, Tokenizer, beyond
 
-FORMAT = 3
+FORMAT = 4
 """Of what is kept; another one would be encoded anew."""
 
 CHARACTERS_AT_ONCE = 1 << 20
@@ -183,9 +193,18 @@ class Encoder:
         if part.format is SourceFormat.TEXT and isinstance(row, TextRow):
             return [[(row.text, True)]]
         try:
-            return examples_of(row, render, learns_all=self.learns_all)
+            found = examples_of(row, render, learns_all=self.learns_all)
         except Unfit as unfit:
             return str(unfit)
+        # What a template writes begins as it says.
+        return found if _is_templated(row) and render is not plainly else [self._begun(example) for example in found]
+
+    def _begun(self, example: Example) -> Example:
+        """With the token that the base expects before any text; it counts as a part of what it stands before."""
+        match example:
+            case [(str(text), is_learnt), *_]:
+                return [*((token, is_learnt) for token in self.tokenizer.beginning(text)), *example]
+        return example
 
     @property
     def render(self) -> Render:
@@ -200,6 +219,10 @@ class Encoder:
         columns = dict(sorted((part.columns or {}).items()))
         told = [FORMAT, part.source.sha256, part.format, columns, fingerprint(self.tokenizer), self.tokenizer.eos_id]
         return hashlib.sha256(json.dumps([*told, self.learns_all]).encode()).hexdigest()
+
+
+def _is_templated(row: Row) -> bool:
+    return isinstance(row, ChatRow) or (isinstance(row, PreferenceRow) and not isinstance(row.prompt, str))
 
 
 def fingerprint(tokenizer: Tokenizer) -> str:
@@ -256,7 +279,7 @@ def all_texts(corpus: Corpus, render: Render, meanwhile: Meanwhile = nothing) ->
                     yield PLAIN_END
                 continue
             for example in examples_of(row, render):
-                yield "".join(PLAIN_END if text is END else text for text, _ in example)
+                yield "".join(PLAIN_END if text is END else str(text) for text, _ in example)
 
 
 def texts_as_lines(part: Part) -> Iterator[Row | BadRow]:

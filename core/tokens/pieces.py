@@ -16,6 +16,10 @@ Counts = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 
 
+_TEXT = -1
+"""Stands for a piece whose tokens are those of a text."""
+
+
 class Laid(NamedTuple):
     """Examples of rows, one after the other.
 
@@ -40,7 +44,7 @@ class Pieces:
     def __init__(self, eos_id: int | None) -> None:
         self.texts: list[str] = []
         self._eos_id = eos_id
-        self._is_end: list[bool] = []
+        self._given: list[int] = []
         self._is_learnt: list[bool] = []
         self._num_pieces: list[int] = []
         self._num_examples: list[int] = []
@@ -50,12 +54,11 @@ class Pieces:
         self._num_examples.append(len(examples))
         for example in examples:
             self._num_pieces.append(len(example))
-            for text, is_learnt in example:
-                if text is not END:
-                    self.texts.append(text)
-                elif self._eos_id is None:
-                    self.texts.append(PLAIN_END)
-                self._is_end.append(text is END and self._eos_id is not None)
+            for piece, is_learnt in example:
+                said = piece if piece is not END else PLAIN_END if self._eos_id is None else self._eos_id
+                if isinstance(said, str):
+                    self.texts.append(said)
+                self._given.append(_TEXT if isinstance(said, str) else said)
                 self._is_learnt.append(is_learnt)
 
     def laid(self, encoded: Encoded) -> Laid:
@@ -64,11 +67,12 @@ class Pieces:
         Args:
             encoded: Of `texts`.
         """
-        is_end, is_learnt = np.array(self._is_end, bool), np.array(self._is_learnt, bool)
-        lengths_P = np.ones(len(is_end), np.int64)
-        lengths_P[~is_end] = np.diff(encoded.starts)
+        given_P, is_learnt = np.array(self._given, np.int32), np.array(self._is_learnt, bool)
+        lengths_P = np.ones(len(given_P), np.int64)
+        lengths_P[given_P == _TEXT] = np.diff(encoded.starts)
         begins_P = _begins(lengths_P)
-        ids = self._with_ends(encoded, begins_P[:-1][is_end], int(begins_P[-1]))
+        ids = np.repeat(given_P, lengths_P)
+        ids[ids == _TEXT] = encoded.ids
         # x ^ -1 is ~x: a token that is only read.
         stored = ids ^ np.repeat(np.where(is_learnt, np.int32(0), np.int32(-1)), lengths_P)
         pieces_E, rows_E = _begins(self._num_pieces), _begins(self._num_examples)
@@ -85,16 +89,6 @@ class Pieces:
             kept_E = ~np.repeat(idle_R, self._num_examples)
             stored, lengths_E = stored[np.repeat(kept_E, lengths_E)], lengths_E[kept_E]
         return Laid(stored, lengths_E, idle_R)
-
-    def _with_ends(self, encoded: Encoded, ends: Counts, num_tokens: int) -> Stored:
-        """The ids of all pieces, those that are an end among them."""
-        if not len(ends):
-            return encoded.ids
-        is_text = np.ones(num_tokens, bool)
-        is_text[ends] = False
-        ids = np.full(num_tokens, self._eos_id, np.int32)
-        ids[is_text] = encoded.ids
-        return ids
 
 
 def _begins(lengths: Any) -> Counts:

@@ -26,7 +26,7 @@ def prepare(
     """The batches of a run.
 
     Args:
-        method: What `core.tokens.encoding.method_of` said.
+        method: What `core.sources.methods.method_of` said.
         encoder: With the model's tokenizer.
         block_size: Most tokens of a row.
         may_pack: Whether the model keeps examples apart that share a row.

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,6 +23,8 @@ MAX_CHARACTERS_BYTES = 32 << 20
 
 CHARACTERS_PER_CALL = 1 << 18
 """Given to a library at once, for each core: what it says of a text takes a hundred times what its ids do."""
+
+_ANY = "a"
 
 TokenIds = NDArray[np.int64]
 
@@ -54,8 +57,12 @@ class Tokenizer(Protocol):
         """The token that ends an example, or None: a text of characters has none."""
         ...
 
+    def beginning(self, text: str) -> list[int]:
+        """The tokens that a text by itself begins with: one, or none, as the model was trained."""
+        ...
+
     def encode(self, text: str) -> TokenIds:
-        """Token ids, shape (T,)."""
+        """Token ids, shape (T,), without any before or after."""
         ...
 
     def encode_batch(self, texts: Sequence[str]) -> Encoded:
@@ -97,6 +104,10 @@ class CharacterTokenizer:
     def vocab_size(self) -> int:
         """Number of characters in the alphabet."""
         return len(self.characters)
+
+    def beginning(self, text: str) -> list[int]:
+        """None."""
+        return []
 
     def encode(self, text: str) -> TokenIds:
         """Ids of the characters, shape (len(text),).
@@ -153,6 +164,19 @@ class PretrainedTokenizer:
         """What the base was trained to end with; None if it does not say, or has no row for it."""
         said = self.tokenizer.eos_token_id
         return int(said) if isinstance(said, int) and 0 <= said < self.vocab_size else None
+
+    @cached_property
+    def bos_id(self) -> int | None:
+        """What its library puts before each text; None if that is nothing, or has no row in the model's embedding."""
+        said = self.tokenizer.bos_token_id
+        whole = self.tokenizer(_ANY, add_special_tokens=True)["input_ids"]
+        bare = self.tokenizer(_ANY, add_special_tokens=False)["input_ids"]
+        is_written = whole[: len(bare)] != bare and whole[:1] == [said]
+        return int(said) if is_written and 0 <= said < self.vocab_size else None
+
+    def beginning(self, text: str) -> list[int]:
+        """The token before each text, unless the text has it written out."""
+        return [] if self.bos_id is None or text.startswith(self.tokenizer.bos_token) else [self.bos_id]
 
     def encode(self, text: str) -> TokenIds:
         """Ids without special tokens, shape (T,).

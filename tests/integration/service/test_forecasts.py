@@ -29,7 +29,7 @@ TOLD: dict[str, Any] = {
     "memory_at_hand_bytes": 1 << 34,
     "device": "cpu",
     "is_estimate": False,
-    "skipped_rows": [{"source": "tale.md", "num": 0, "first": []}],
+    "skipped_rows": [{"source": "tale.md", "num": 0, "place": "piece", "first": []}],
     "said": ["said by the data"],
     "known": asdict(replace(KNOWN, num_val_tokens=110)),
 }
@@ -82,7 +82,8 @@ def test_without_a_worker_what_is_known_is_told(client: TestClient, settings: Se
     for name in ("num_train_tokens", "steps_per_epoch", "num_epochs", "memory_bytes", "num_parameters", "seconds"):
         assert found[name] is None
     [skipped] = found["skipped_rows"]
-    assert (skipped["source"], skipped["num"], skipped["first"][0]["number"]) == ("rows.jsonl", 1, 21)
+    assert (skipped["source"], skipped["num"], skipped["place"]) == ("rows.jsonl", 1, "line")
+    assert skipped["first"][0]["number"] == 21
     assert "no worker answers now" in found["warnings"][0]
     assert any("only 2 examples are kept back" in said for said in found["warnings"])
     found = client.post("/jobs/preflight", json={**BODY, "source": "rows.jsonl", "num_epochs": 3}).json()
@@ -149,7 +150,10 @@ def test_what_a_worker_refuses_is_told(
 
 
 def test_rows_of_a_large_source_are_counted_where_all_of_it_was_read(client: TestClient, worker: Answers) -> None:
-    worker(200, {**TOLD, "is_estimate": True, "skipped_rows": [{"source": "tale.md", "num": 9, "first": []}]})
+    worker(
+        200,
+        {**TOLD, "is_estimate": True, "skipped_rows": [{"source": "tale.md", "num": 9, "place": "piece", "first": []}]},
+    )
     found = client.post("/jobs/preflight", json=BODY).json()
     assert (found["is_estimate"], found["skipped_rows"][0]["num"]) == (True, 0)
 

@@ -26,13 +26,18 @@ FOUND: dict[str, Any] = {
     "seconds_per_step": None,
     "seconds": None,
     "is_estimate": False,
-    "skipped_rows": [{"source": "chat.jsonl", "num": 2, "first": [{"number": 7, "reason": "is no\x1b JSON"}]}],
+    "skipped_rows": [
+        {"source": "chat.jsonl", "num": 2, "place": "line", "first": [{"number": 7, "reason": "is no\x1b JSON"}]}
+    ],
     "warnings": ["the source comes 57 times over"],
 }
 UNKNOWN = {
     **dict.fromkeys(FOUND),
     **{"method": "lm", "tokens_per_step": 2048, "training_steps": 1000, "is_estimate": False},
-    **{"skipped_rows": [{"source": "tale.md", "num": 0, "first": []}], "warnings": ["no worker answers now"]},
+    **{
+        "skipped_rows": [{"source": "tale.md", "num": 0, "place": "piece", "first": []}],
+        "warnings": ["no worker answers now"],
+    },
 }
 BATCH: dict[str, Any] = {
     "method": "sft",
@@ -75,7 +80,7 @@ def test_a_run_is_told_before_it_begins(service: FakeService, ratchet: Ratchet) 
         "825,156",
         "about 80.0 MiB of the 16.0 GiB at hand on cpu",
         "2 rows of chat.jsonl cannot be used",
-        "row 7 is no",
+        "line 7 is no",
         "⚠️  the source comes 57 times over",
     ):
         assert part in out

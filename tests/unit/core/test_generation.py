@@ -135,3 +135,13 @@ def test_a_prompt_of_unknown_characters_is_refused(run: Any, config: Any) -> Non
     parts = run(config()).trainer.parts
     with pytest.raises(GenerationError, match="'€'"):
         Completion(parts.model, parts.tokenizer, "€", Sampling(5))
+
+
+def test_a_prompt_begins_as_its_tokenizer_says() -> None:
+    class Begun(CharacterTokenizer):
+        def beginning(self, text: str) -> list[int]:
+            return [2]
+
+    for prompt, ids in {"ab": [2, 0, 1], "": [2]}.items():
+        assert Completion(Any, Begun(["a", "b", "^"]), prompt, Sampling()).prompt_ids == ids  # type: ignore[arg-type]
+    assert Completion(Any, CharacterTokenizer(["a", "b"]), "", Sampling()).prompt_ids == [0]  # type: ignore[arg-type]

@@ -295,3 +295,12 @@ def test_a_header_is_known_by_its_hash(gguf_folder: Path, folders: dict[str, Pat
     other = make_gguf(tmp_path / "other", folders["llama"], llama__context_length=32)
     known = read_gguf_header(gguf_folder / "model.gguf").sha256
     assert (read_gguf_header(same).sha256 == known, read_gguf_header(other).sha256 == known) == (True, False)
+
+
+@pytest.mark.parametrize(("said", "is_begun"), [({}, True), ({"tokenizer__ggml__add_bos_token": False}, False)])
+def test_a_llama_3_begins_each_text_with_a_token_unless_the_file_says_otherwise(
+    folders: dict[str, Path], tmp_path: Path, said: dict[str, Any], is_begun: bool
+) -> None:
+    model = CausalLM(make_gguf(tmp_path / "gguf", folders["llama"], pre="llama3", **said).parent)
+    assert model.tokenizer.beginning("a") == ([0] if is_begun else [])
+    assert model.tokenizer.beginning("<|endoftext|>a") == []

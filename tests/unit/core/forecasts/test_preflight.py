@@ -94,7 +94,7 @@ def test_what_is_foretold_is_what_is_put_together(root: Path, kind: str) -> None
 
 def test_rows_that_are_left_out_are_counted(root: Path) -> None:
     [skipped] = preflight(prospect_of(root, TrainingConfig(**RUNS["answers"])))["skipped_rows"]
-    assert (skipped["source"], skipped["num"]) == ("sums.jsonl", 1)
+    assert (skipped["source"], skipped["num"], skipped["place"]) == ("sums.jsonl", 1, "line")
     assert skipped["first"][0]["number"] == 145
 
 

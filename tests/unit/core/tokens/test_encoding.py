@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as Library
 from transformers import PreTrainedTokenizerFast
 
@@ -284,3 +284,50 @@ def test_the_library_never_holds_more_than_a_part_of_a_text(monkeypatch: pytest.
     told_of(path, tokenizer)
     assert sum(given) == 50 * len(TEXT)
     assert max(given) <= 1 << 19
+
+
+def begun(template: str | None = None) -> PretrainedTokenizer:
+    """As of a Llama: its library puts a token before each text."""
+    tokenizer = like_gpt2(AddedToken("<s>", special=True, normalized=False))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]
+    )
+    found = pretrained(tokenizer, template)
+    found.tokenizer.bos_token = "<s>"
+    return found
+
+
+def test_each_row_begins_as_the_base_expects(tmp_path: Path) -> None:
+    tokenizer = begun()
+    bos, eos = tokenizer.bos_id, tokenizer.eos_id
+    assert bos is not None
+    a, b, c = (int(tokenizer.encode(letter)[0]) for letter in "abc")
+    rows = {
+        "text": ({"text": "a"}, [bos, a, eos]),
+        "completion": ({"prompt": "a", "completion": "b"}, [~bos, ~a, b, eos]),
+        "written": ({"prompt": "<s>a", "completion": "b"}, [~bos, ~a, b, eos]),
+        "answer": ({"prompt": "", "completion": "b"}, [bos, b, eos]),
+        "preference": ({"prompt": "a", "chosen": "b", "rejected": "c"}, [~bos, ~a, b, eos, ~bos, ~a, c, eos]),
+    }
+    for name, (row, expected) in rows.items():
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text(json.dumps(row))
+        found = Encoder(tokenizer).tokens(Corpus.of_one(source_file(path)).parts[0])
+        assert found.stored.tolist() == expected, name
+
+
+def test_what_a_template_writes_and_what_a_text_runs_on_with_begin_as_they_say(tmp_path: Path) -> None:
+    chat, text = tmp_path / "chat.jsonl", tmp_path / "text.md"
+    chat.write_text(json.dumps({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}))
+    text.write_text("a")
+    tokenizer = begun(CHAT)
+    for path in (chat, text):
+        found = Encoder(tokenizer).tokens(Corpus.of_one(source_file(path)).parts[0]).stored
+        assert tokenizer.bos_id not in np.where(found < 0, ~found, found)
+    # Without a template of its own, it is a text like others.
+    assert ~Encoder(begun()).tokens(Corpus.of_one(source_file(chat)).parts[0]).stored[0] == begun().bos_id
+
+
+@pytest.mark.parametrize("name", list(TOKENIZERS))
+def test_most_texts_begin_with_themselves(name: str) -> None:
+    assert TOKENIZERS[name]().beginning("a") == []
