@@ -43,9 +43,7 @@ class SkippedOut(BaseModel):
 
     source: str
     num: int
-    place: str = Field(
-        description="What the numbers of its rows count: `line`, `row` (Parquet) or `piece` (plain text)."
-    )
+    place: str = Field(description="What its rows' numbers count: `line`, `row` (Parquet) or `piece` (plain text).")
     first: list[BadRowOut]
 
 
