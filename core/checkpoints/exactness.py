@@ -17,6 +17,9 @@ import torch
 COMPUTING = ("torch", "numpy", "tokenizers", "transformers", "peft", "bitsandbytes")
 """Packages whose release may change a bit of the result."""
 
+ROUNDING = "2"
+"""Of our own steps and of what we choose of torch's: another one rounds otherwise somewhere. Older ones do not say."""
+
 _TOLD = {
     "device": "the device was {} and is {}",
     "world_size": "it ran in {} processes and runs in {}",
@@ -39,13 +42,14 @@ def versions() -> dict[str, str]:
 
 
 def surroundings(device: str, world_size: int, deterministic: bool) -> dict[str, str]:
-    """Where a run computes, in words that can be compared."""
+    """Where and how a run computes, in words that can be compared."""
     kind = device.partition(":")[0]
     return {
         "device": kind,
         "processor": torch.cuda.get_device_name(device) if kind == "cuda" else torch.backends.cpu.get_cpu_capability(),
         "world_size": str(world_size),
         "num_threads": str(torch.get_num_threads()),
+        "rounding": ROUNDING,
         "deterministic": "yes" if kind == "cpu" or (kind == "cuda" and deterministic) else "no",
     }
 
@@ -70,6 +74,8 @@ def departures(
         for what, told in _TOLD.items()
         if what in saved and saved[what] != now[what]
     ]
+    if saved.get("rounding", "1") != now["rounding"]:
+        reasons.append("it was saved by another release, which rounds otherwise")
     if now["deterministic"] == "no":
         reasons.append(f"on {now['device']} that takes 'deterministic', where the device can do it")
     if not has_generators:

@@ -1,8 +1,4 @@
-"""What trains, by which rule, and how far one update may go.
-
-AdamW is torch's plain one. Its fused kernel is several times as fast on a CPU, but rounds differently in the last bit,
-so a run that a checkpoint of the plain one began could not go on exactly.
-"""
+"""What trains, by which rule, and how far one update may go."""
 
 from __future__ import annotations
 
@@ -18,8 +14,8 @@ from core.errors import ConfigError, DeviceUnavailable
 from core.libraries import import_bitsandbytes
 from core.models import LanguageModel
 from core.models.blocks import blocks_of, linear_kinds
+from core.optimization.fused_adamw import FusedAdamW
 from core.optimization.muon import Muon
-from core.optimization.plain_adamw import PlainAdamW
 from core.optimization.schedules import learning_rate_factor
 
 CLIP_FULL = 1.0
@@ -129,7 +125,7 @@ def _is_embedding(name: str, module: nn.Module) -> bool:
 
 
 def _adamw(
-    config: TrainingConfig, parameters: list[nn.Parameter], kind: type[torch.optim.AdamW] = PlainAdamW
+    config: TrainingConfig, parameters: list[nn.Parameter], kind: type[torch.optim.AdamW] = FusedAdamW
 ) -> torch.optim.Optimizer:
     # beta2 is 0.99 by default: runs here are hundreds of steps, and a memory of a thousand would never warm up.
     return kind(

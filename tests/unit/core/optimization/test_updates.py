@@ -115,10 +115,11 @@ def test_an_optimizer_goes_on_exactly_where_it_was(
     assert part.precision.state() == whole.precision.state()
 
 
-def test_adamw_is_the_plain_one_to_the_last_bit(training: Callable[..., Training]) -> None:
-    """Checkpoints of earlier releases go on with it: no other kernel, no other groups, no other decay."""
+def test_adamw_is_torchs_fused_one_to_the_last_bit(training: Callable[..., Training]) -> None:
+    """Checkpoints go on with it: no other kernel, no other groups, no other decay."""
     ours, plain = training(), training()
-    plain.optimizer = torch.optim.AdamW(plain.model.parameters(), lr=plain.config.learning_rate, betas=(0.9, 0.99))
+    settings = {"lr": plain.config.learning_rate, "betas": (0.9, 0.99)}
+    plain.optimizer = torch.optim.AdamW(plain.model.parameters(), fused=True, **settings)
     plain.optimizer.param_groups[0]["initial_lr"] = plain.config.learning_rate
     assert len(ours.optimizer.param_groups) == 1
     ours.train(5)
