@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from core.checkpointing import CheckpointStore, load_checkpoint
-from core.checkpoints.exactness import departures, surroundings
+from core.checkpoints.exactness import ROUNDING, departures, surroundings
 from core.checkpoints.resume_rules import ResumeMode
 from core.errors import CheckpointMismatch
 
 HERE = {
+    "rounding": ROUNDING,
     "device": "cpu",
     "processor": "AVX512",
     "world_size": "1",
