@@ -39,6 +39,7 @@ from core.io_utils import (
     setup_stdout_capture,
     write_output_file,
 )
+from core.machine.allocation import keep_freed_memory
 from core.machine.processes import importing, wait_politely
 from core.monitoring.trackers import name_of_run, remember_checkpoint, tracked
 from core.sources.corpus import Corpus
@@ -56,6 +57,7 @@ def main(env: Mapping[str, str] = os.environ, *, must_resume: bool = False) -> i
         The exit status: 0, or 1 after an error that has been said in one sentence.
     """
     wait_politely()
+    keep_freed_memory()
     try:
         Console(env, must_resume).run()
     except RatchetError as error:

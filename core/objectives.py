@@ -61,8 +61,7 @@ class NextToken:
 
     def loss(self, model: LanguageModel, batch: Batch) -> Tensor:
         """In nats per token."""
-        loss: Tensor = model(batch.ids_BT, batch.targets_BT, batch.segments_BT)[1]
-        return loss
+        return model.loss(batch.ids_BT, batch.targets_BT, batch.segments_BT)
 
     def measure(self, model: LanguageModel, batch: Batch, into: Measured) -> None:
         """Right is the token that was the likeliest."""

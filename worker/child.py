@@ -35,6 +35,7 @@ from core.errors import (
 )
 from core.events import Emit, Event, Resumed, to_json
 from core.imports import import_torch, import_transformers, import_what_it_takes
+from core.machine.allocation import keep_freed_memory
 from core.machine.disk import nothing
 from core.machine.failpoints import failpoint
 from core.machine.processes import exit_with_parent
@@ -93,6 +94,7 @@ def main() -> int:
         The exit status: 0 if the pipe has the whole story, 1 otherwise.
     """
     exit_with_parent(signal.SIGKILL, parent=int(os.environ[PARENT_VARIABLE]))
+    keep_freed_memory()
     stop = StopSign()
     signal.signal(signal.SIGTERM, stop.set)
     # Ctrl-C in a terminal reaches every process there; only the worker decides what it means.

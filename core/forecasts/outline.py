@@ -20,6 +20,10 @@ SHARE_NO_ROWS = frozenset({"opt", "bloom"})
 """Families that do not keep examples apart in a row; with weights at hand it is measured, see `CausalLM`."""
 
 
+SCALED_HEADS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
+"""What families call what they do to their logits."""
+
+
 class Outline(CausalLM):
     """A pretrained model without weights, on the meta device.
 
@@ -46,6 +50,12 @@ class Outline(CausalLM):
             lora = (config.lora_targets, config.lora_rank, config.lora_alpha, config.lora_dropout)
             with torch.device("meta"):
                 self.network = with_adapters(model, *lora, use_rslora=config.use_rslora, use_dora=config.use_dora)
+
+    @property
+    def has_plain_head(self) -> bool:
+        """What is known of its family."""
+        settings = self.network.config
+        return not any(getattr(settings, name, None) for name in SCALED_HEADS)
 
     @property
     def supports_segments(self) -> bool:

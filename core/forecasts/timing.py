@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from core.config import TrainingConfig, config_to_dict, parse
+from core.machine.allocation import keep_freed_memory
 from core.machine.processes import POLITE, exit_with_parent
 from core.sources.beginnings import beginnings, corpus_of
 from core.sources.files import SourceFolder
@@ -85,6 +86,7 @@ def main() -> int:
     """Time what standard input says."""
     told = json.loads(sys.stdin.read())
     exit_with_parent(parent=told["parent"])
+    keep_freed_memory()
     sys.stdout.write(json.dumps({"seconds": timed(told)}))
     return 0
 

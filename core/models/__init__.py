@@ -8,6 +8,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from core.models.head_loss import is_worthwhile, loss_of_head
+
 
 class LanguageModel(nn.Module, ABC):
     """What the loop, the checkpoints and generation ask of every model.
@@ -37,6 +39,22 @@ class LanguageModel(nn.Module, ABC):
             segments_BT: Which example each token of a row belongs to: a number that rises along T. Examples do not see
                 one another, and each has positions from 0 on. None: every row is one example.
         """
+
+    def loss(self, ids_BT: Tensor, targets_BT: Tensor, segments_BT: Tensor | None = None) -> Tensor:
+        """The mean loss alone, shape (): what trains on it need not hold the logits of a large vocabulary."""
+        if is_worthwhile(ids_BT.numel(), self.vocab_size, ids_BT.device.type):
+            head = self.before_head(ids_BT, segments_BT)
+            if head is not None:
+                x_BTC, weight_VC, bias_V = head
+                return loss_of_head(x_BTC.flatten(0, 1), weight_VC, bias_V, targets_BT.flatten())
+        loss: Tensor = self(ids_BT, targets_BT, segments_BT)[1]
+        return loss
+
+    @abstractmethod
+    def before_head(
+        self, ids_BT: Tensor, segments_BT: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None] | None:
+        """What the head is given (B, T, C), its matrix (V, C) and its bias (V,); None if it does more than that."""
 
     @property
     def supports_segments(self) -> bool:

@@ -71,10 +71,10 @@ class BigramLanguageModel(FromScratch):
         x_BTC, seen = self.run_blocks(x_BTC, cache, mask_B1TT)
         return self.norm(x_BTC), seen
 
-    def logits(self, x_BTC: Tensor) -> Tensor:
-        """(…, V) from (…, C)."""
-        found: Tensor = self.head(x_BTC)
-        return found
+    @property
+    def head_weights(self) -> tuple[Tensor, Tensor]:
+        """Its own."""
+        return self.head.weight, self.head.bias
 
 
 class BigramLanguageModelLoRA(WithAdapters, BigramLanguageModel):

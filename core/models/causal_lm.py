@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from core.errors import CheckpointMismatch, ModelUnavailable
 from core.libraries import import_peft
@@ -79,6 +80,7 @@ class CausalLM(LanguageModel):
             self.weights_file = "adapter_model.safetensors"
         self.short_name = short_name(base_name or base.name)
         self._told_apart: bool | None = None
+        self._plain_head: bool | None = None
 
     @property
     def name(self) -> str:  # type: ignore[override]  # one class, many names
@@ -97,10 +99,26 @@ class CausalLM(LanguageModel):
         self, ids_BT: Tensor, targets_BT: Tensor | None = None, segments_BT: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """Logits (B, T, V) and the loss."""
-        # Where positions begin anew, transformers begins another example: its masks are made of them.
-        packed = {} if segments_BT is None else {"position_ids": segment_positions(segments_BT)}
-        logits_BTV = self.network(input_ids=ids_BT, use_cache=False, **packed).logits
+        logits_BTV = self.network(input_ids=ids_BT, use_cache=False, **_packed(segments_BT)).logits
         return logits_BTV, None if targets_BT is None else next_token_loss(logits_BTV, targets_BT)
+
+    def before_head(
+        self, ids_BT: Tensor, segments_BT: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None] | None:
+        """None for families that scale or bound their logits, as Gemma 2 does."""
+        if not self.has_plain_head:
+            return None
+        model = self.network.get_base_model() if self.use_lora else self.network
+        x_BTC = model.base_model(input_ids=ids_BT, use_cache=False, **_packed(segments_BT)).last_hidden_state
+        head = model.get_output_embeddings()
+        return x_BTC, head.weight, head.bias
+
+    @property
+    def has_plain_head(self) -> bool:
+        """Whether its logits are those of one linear layer: measured at the first call."""
+        if self._plain_head is None:
+            self._plain_head = _has_plain_head(self)
+        return self._plain_head
 
     @property
     def supports_segments(self) -> bool:
@@ -203,6 +221,30 @@ def _are_told_apart(model: CausalLM) -> bool:
     finally:
         model.train(was_training)
     return bool((together_BTV - alone_BTV).abs().max() <= 1e-4 * alone_BTV.abs().max())
+
+
+def _has_plain_head(model: CausalLM) -> bool:
+    """Compare what is said of a few tokens with what its last linear layer alone makes of them."""
+    model._plain_head = True
+    ids_BT = torch.tensor([[1, 2, 3]], device=next(model.parameters()).device) % model.vocab_size
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode(), torch.autocast(ids_BT.device.type, enabled=False):
+            head = model.before_head(ids_BT)
+            assert head is not None
+            x_BTC, weight_VC, bias_V = head
+            return torch.allclose(model(ids_BT)[0], F.linear(x_BTC, weight_VC, bias_V), rtol=1e-5, atol=1e-6)
+    except (AttributeError, TypeError, RuntimeError):
+        # Of a family that is put together otherwise.
+        return False
+    finally:
+        model.train(was_training)
+
+
+def _packed(segments_BT: Tensor | None) -> dict[str, Tensor]:
+    """Where positions begin anew, transformers begins another example: its masks are made of them."""
+    return {} if segments_BT is None else {"position_ids": segment_positions(segments_BT)}
 
 
 def _own_pages(model: Any) -> None:

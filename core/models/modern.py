@@ -138,9 +138,10 @@ class ModernLanguageModel(FromScratch):
         x_BTC, seen = self.run_blocks(x_BTC, cache, mask_B1TT, turned)
         return norm(x_BTC), seen
 
-    def logits(self, x_BTC: Tensor) -> Tensor:
-        """(…, V) from (…, C)."""
-        return F.linear(x_BTC, self.token_embedding.weight if self.head is None else self.head.weight)
+    @property
+    def head_weights(self) -> tuple[Tensor, None]:
+        """Maybe the embeddings."""
+        return (self.token_embedding if self.head is None else self.head).weight, None
 
 
 class ModernLanguageModelLoRA(WithAdapters, ModernLanguageModel):

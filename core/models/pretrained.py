@@ -23,6 +23,7 @@ from core.models.folder import check_tokenizer_files, read_config, read_weights,
 from core.models.four_bit import check_can_be_packed, linear_in_blocks, take_place
 from core.models.gguf import config_of, read_header, weights_of
 from core.models.gguf_tokenizer import tokenizer_of
+from core.models.kernels import take_kernels
 
 MAX_LAYERS = 10_000
 """Of layers, or of experts in one."""
@@ -69,6 +70,7 @@ def load_causal_lm(folder: Path, dropout: float = 0.0, *, in_four_bits: bool = F
     if missing := sorted(found["missing_keys"]):
         raise unusable(folder, f"its weights lack {', '.join(missing[:3])}")
     _check_all_used(folder, found["unexpected_keys"], model)
+    take_kernels(model)
     if in_four_bits:
         _pack(folder, model, to_pack, weights)
     return model
@@ -87,6 +89,7 @@ def lay_out_causal_lm(folder: Path, dropout: float = 0.0, *, in_four_bits: bool 
         weights = read_weights(folder)
         model = _laid_out(folder, read_config(folder), weights, len(weights), dropout)
     model.tie_weights()
+    take_kernels(model)
     if in_four_bits:
         check_can_be_packed(model)
         for name, _ in list(linear_in_blocks(model)):

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from core.errors import CheckpointMismatch
 from core.losses import next_token_loss
@@ -48,20 +49,29 @@ class FromScratch(LanguageModel):
             positions_BT: Of the tokens within their examples; (T,) if they are those of all rows.
         """
 
+    @property
     @abstractmethod
+    def head_weights(self) -> tuple[Tensor, Tensor | None]:
+        """The head's matrix (V, C) and its bias (V,)."""
+
     def logits(self, x_BTC: Tensor) -> Tensor:
         """(…, V) from (…, C)."""
+        return F.linear(x_BTC, *self.head_weights)
 
     def forward(
         self, ids_BT: Tensor, targets_BT: Tensor | None = None, segments_BT: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """Logits (B, T, V) and the loss."""
+        logits_BTV = self.logits(self.before_head(ids_BT, segments_BT)[0])
+        return logits_BTV, None if targets_BT is None else next_token_loss(logits_BTV, targets_BT)
+
+    def before_head(self, ids_BT: Tensor, segments_BT: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """There is no more to its head than that."""
         if segments_BT is None:
             x_BTC, _ = self.hidden(ids_BT, _positions(ids_BT, 0), None, None)
         else:
             x_BTC, _ = self.hidden(ids_BT, segment_positions(segments_BT), None, segment_mask(segments_BT))
-        logits_BTV = self.logits(x_BTC)
-        return logits_BTV, None if targets_BT is None else next_token_loss(logits_BTV, targets_BT)
+        return x_BTC, *self.head_weights
 
     def predict(self, ids_BT: Tensor, cache: Any = None) -> tuple[Tensor, Any]:
         """Logits (B, V) of the next token; the cache is one pair of keys and values per block."""
