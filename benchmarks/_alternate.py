@@ -1,10 +1,15 @@
-"""Contestants take turns in one process, so that whatever else the machine does meets all of them alike."""
+"""Contestants take turns, so that whatever else the machine does meets all of them alike.
+
+Each has a process of its own, as it would have at its user's: how it treats memory and threads is a part of it.
+"""
 
 from __future__ import annotations
 
+import multiprocessing
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
 from _row import spread
@@ -25,19 +30,66 @@ class Contestant(Protocol):
         ...
 
 
-def alternate(contestants: Mapping[str, Contestant], *, rounds: int, updates: int, tokens: int) -> dict[str, Any]:
+class Seat:
+    """A contestant in a process of its own.
+
+    Args:
+        make: Makes it there.
+    """
+
+    def __init__(self, make: Callable[[], Contestant]) -> None:
+        spawning = multiprocessing.get_context("spawn")
+        self._end, theirs = spawning.Pipe()
+        self._process = spawning.Process(target=_serve, args=(make, theirs), daemon=True)
+        self._process.start()
+
+    def updates(self, count: int) -> float:
+        """As of the contestant."""
+        return self._asked(count)
+
+    def loss(self) -> float:
+        """As of the contestant."""
+        return self._asked(None)
+
+    def leave(self) -> None:
+        """End the process."""
+        self._process.terminate()
+        self._process.join()
+
+    def _asked(self, what: int | None) -> float:
+        self._end.send(what)
+        return float(self._end.recv())
+
+
+def _serve(make: Callable[[], Contestant], end: Connection) -> None:
+    contestant = make()
+    while True:
+        count = end.recv()
+        end.send(contestant.loss() if count is None else contestant.updates(count))
+
+
+def alternate(
+    makers: Mapping[str, Callable[[], Contestant]], *, rounds: int, updates: int, tokens: int
+) -> dict[str, Any]:
     """Rounds in which each makes `updates` updates of `tokens` tokens; ours is the first.
+
+    Args:
+        makers: What makes each of them; it is sent to another process.
 
     Returns:
         Tokens per second of each, by how much ours is faster than each in the median of the rounds, and the last loss.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    seconds: dict[str, list[float]] = {name: [] for name in makers}
+    contestants = {name: Seat(make) for name, make in makers.items()}
     for contestant in contestants.values():
         contestant.updates(2)
     for _ in range(rounds):
         for name, contestant in contestants.items():
             seconds[name].append(contestant.updates(updates) / updates)
     ours = next(iter(contestants))
+    last_loss = {name: round(contestant.loss(), 3) for name, contestant in contestants.items()}
+    for contestant in contestants.values():
+        contestant.leave()
     return {
         "tokens_per_second": {name: round(tokens / statistics.median(took)) for name, took in seconds.items()},
         "times_faster": {
@@ -46,7 +98,7 @@ def alternate(contestants: Mapping[str, Contestant], *, rounds: int, updates: in
             if name != ours
         },
         "seconds_per_update": {name: spread(took) for name, took in seconds.items()},
-        "last_loss": {name: round(contestant.loss(), 3) for name, contestant in contestants.items()},
+        "last_loss": last_loss,
     }
 
 

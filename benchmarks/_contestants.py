@@ -21,8 +21,10 @@ class Ours:
     def __init__(self, source: Path = TEXT, **settings: Any) -> None:
         from core.assembly import assemble
         from core.config import TrainingConfig, parse
+        from core.machine.allocation import keep_freed_memory
         from core.sources.files import read_source
 
+        keep_freed_memory()
         config = parse(TrainingConfig, {"training_steps": 1_000_000, "use_lr_warmup": False, **settings})
         self._trainer = assemble(config, read_source(source), lambda _: None, lambda: False)
         self._trainer.parts.model.train()

@@ -7,6 +7,7 @@ as fast as each other), the same loop under bf16 autocast with fused AdamW, and 
 from __future__ import annotations
 
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,30 +27,24 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         base = make_gpt2_124m(Path(folder) / "gpt2", TEXT.read_text())
         settings = {"model_type": "gpt2", "base_model": str(base), "learning_rate": RATE, "precision": "bf16"}
-        ids = _ids(base)
-        contestants = {
-            "ours": Ours(**settings, **SHAPE),
-            "plain_fp32": PlainLoop(_model(base), ids, rate=RATE, bf16=False, **SHAPE),
-            "plain_bf16": PlainLoop(_model(base), ids, rate=RATE, bf16=True, **SHAPE),
-            "trainer_bf16": HuggingFaceTrainer(_model(base), ids, rate=RATE, bf16=True, **SHAPE),
+        makers = {
+            "ours": partial(Ours, **settings, **SHAPE),
+            "plain_fp32": partial(peer, PlainLoop, base, bf16=False),
+            "plain_bf16": partial(peer, PlainLoop, base, bf16=True),
+            "trainer_bf16": partial(peer, HuggingFaceTrainer, base, bf16=True),
         }
         tokens = SHAPE["batch_size"] * SHAPE["block_size"]
-        found = alternate(contestants, rounds=ROUNDS, updates=UPDATES, tokens=tokens)
+        found = alternate(makers, rounds=ROUNDS, updates=UPDATES, tokens=tokens)
     print_row("full_finetune", **found, ceilings=ceilings())
 
 
-def _model(base: Path) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    return AutoModelForCausalLM.from_pretrained(base)
-
-
-def _ids(base: Path) -> Any:
+def peer(kind: Any, base: Path, *, bf16: bool) -> Any:
+    """One that is not ours, with a model and ids of its own."""
     import torch
-    from transformers import AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(base)
-    return torch.tensor(tokenizer(TEXT.read_text(), verbose=False)["input_ids"])
+    ids = torch.tensor(AutoTokenizer.from_pretrained(base)(TEXT.read_text(), verbose=False)["input_ids"])
+    return kind(AutoModelForCausalLM.from_pretrained(base), ids, rate=RATE, bf16=bf16, **SHAPE)
 
 
 if __name__ == "__main__":
