@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ TEXT = PROJECT / "sources" / "training_data_final_merged.md"
 class Ours:
     """A run as the worker's child makes it, from its configuration; nothing is kept."""
 
-    def __init__(self, source: Path = TEXT, **settings: Any) -> None:
+    def __init__(self, settings: Mapping[str, Any], source: Path = TEXT) -> None:
         from core.assembly import assemble
         from core.config import TrainingConfig, parse
         from core.machine.allocation import keep_freed_memory

@@ -26,9 +26,9 @@ def main() -> None:
     """Measure and print."""
     with tempfile.TemporaryDirectory() as folder:
         base = make_gpt2_124m(Path(folder) / "gpt2", TEXT.read_text())
-        settings = {"model_type": "gpt2", "base_model": str(base), "learning_rate": RATE, "precision": "bf16"}
+        settings = {"model_type": "gpt2", "base_model": str(base), "learning_rate": RATE, "precision": "bf16", **SHAPE}
         makers = {
-            "ours": partial(Ours, **settings, **SHAPE),
+            "ours": partial(Ours, settings=settings),
             "plain_fp32": partial(peer, PlainLoop, base, bf16=False),
             "plain_bf16": partial(peer, PlainLoop, base, bf16=True),
             "trainer_bf16": partial(peer, HuggingFaceTrainer, base, bf16=True),

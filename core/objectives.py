@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from core.losses import log_likelihood, num_right, preference_loss
+from core.losses import log_likelihood, preference_loss
 from core.models import LanguageModel
 from core.models.causal_lm import CausalLM
 from core.tokens.batches import Batch
@@ -65,9 +65,8 @@ class NextToken:
 
     def measure(self, model: LanguageModel, batch: Batch, into: Measured) -> None:
         """Right is the token that was the likeliest."""
-        logits_BTV, loss = model(batch.ids_BT, batch.targets_BT, batch.segments_BT)
-        assert loss is not None
-        into.add(loss.item(), batch.num_targets, int(num_right(logits_BTV, batch.targets_BT)))
+        loss, right = model.measure(batch.ids_BT, batch.targets_BT, batch.segments_BT)
+        into.add(loss.item(), batch.num_targets, int(right))
 
 
 class Preference:

@@ -56,12 +56,15 @@ class Resumption:
         earlier = self._intake.answered(repeat)
         if earlier is not None:
             return earlier
-        if ref.removesuffix(".pt") == LATEST:
-            return self._go_on_from_first_whole(self._shelf.newest(self._intake.owner), body, repeat)
-        if not ref.startswith("job_") or ref.endswith(BEST):
-            return self._go_on_from(self._shelf.find(self._intake.owner, ref), body, repeat)
+        owner, ref = self._intake.owner, ref.removesuffix(".pt")
+        if ref == LATEST:
+            return self._go_on_from_first_whole(self._shelf.newest(owner), body, repeat)
+        if ref.endswith(BEST):
+            return self._go_on_from_first_whole(self._shelf.best_first(owner, ref), body, repeat)
+        if not ref.startswith("job_"):
+            return self._go_on_from(self._shelf.find(owner, ref), body, repeat)
         with self._intake.ledger.read() as session:
-            job = catalog.get_job(session, self._intake.owner, ref)
+            job = catalog.get_job(session, owner, ref)
             left = catalog.checkpoints_of(session, job.id)
         if job.state not in FINAL:
             return self._unpause(job, body, repeat)

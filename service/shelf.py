@@ -70,7 +70,7 @@ class Shelf:
         if ref == LATEST:
             return self.first_whole(self.newest(owner))
         if ref.endswith(BEST):
-            return self.first_whole(self._best_first(owner, ref.removesuffix(BEST)))
+            return self.first_whole(self.best_first(owner, ref))
         try:
             return self._known(owner, ref)
         except CheckpointRemoved:
@@ -93,7 +93,15 @@ class Shelf:
             raise CheckpointNotFound("There is no checkpoint yet; POST /jobs starts a run that makes some.")
         return rows
 
-    def _best_first(self, owner: str, job_id: str) -> list[Checkpoint]:
+    def best_first(self, owner: str, ref: str) -> list[Checkpoint]:
+        """Those of the job in `<job>:best`, the lowest validation loss first; there is at least one.
+
+        Raises:
+            JobNotFound: there is no such job.
+            CheckpointNotFound: no checkpoint of it has a validation loss.
+        """
+        job_id = ref.removesuffix(BEST)
+        self.adopt_strays(owner)
         with self._ledger.read() as session:
             job = catalog.get_job(session, owner, job_id)
             rows, _ = catalog.list_checkpoints(session, owner, LOOK_BACK, job_id=job.id, order="best")

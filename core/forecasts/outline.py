@@ -11,17 +11,13 @@ import torch
 
 from core.config import TrainingConfig
 from core.models import LanguageModel
-from core.models.causal_lm import CausalLM, num_positions, with_adapters
+from core.models.causal_lm import CausalLM, num_positions, says_scaled_head, with_adapters
 from core.models.pretrained import lay_out_causal_lm, load_tokenizer
 from core.parts import build_model
 from core.tokens.tokenizer import PretrainedTokenizer
 
 SHARE_NO_ROWS = frozenset({"opt", "bloom"})
 """Families that do not keep examples apart in a row; with weights at hand it is measured, see `CausalLM`."""
-
-
-SCALED_HEADS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
-"""What families call what they do to their logits."""
 
 
 class Outline(CausalLM):
@@ -54,8 +50,7 @@ class Outline(CausalLM):
     @property
     def has_plain_head(self) -> bool:
         """What is known of its family."""
-        settings = self.network.config
-        return not any(getattr(settings, name, None) for name in SCALED_HEADS)
+        return not says_scaled_head(self.network.config)
 
     @property
     def supports_segments(self) -> bool:

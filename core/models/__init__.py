@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from core.models.head_loss import is_worthwhile, loss_of_head
+from core.losses import num_right
+from core.models.head_loss import is_worthwhile, loss_of_head, measure_of_head, needs_scale
 
 
 class LanguageModel(nn.Module, ABC):
@@ -42,13 +43,24 @@ class LanguageModel(nn.Module, ABC):
 
     def loss(self, ids_BT: Tensor, targets_BT: Tensor, segments_BT: Tensor | None = None) -> Tensor:
         """The mean loss alone, shape (): what trains on it need not hold the logits of a large vocabulary."""
-        if is_worthwhile(ids_BT.numel(), self.vocab_size, ids_BT.device.type):
-            head = self.before_head(ids_BT, segments_BT)
-            if head is not None:
-                x_BTC, weight_VC, bias_V = head
-                return loss_of_head(x_BTC.flatten(0, 1), weight_VC, bias_V, targets_BT.flatten())
+        if not needs_scale(ids_BT.device.type) and (head := self._long_head(ids_BT, segments_BT)):
+            return loss_of_head(*head, targets_BT.flatten())
         loss: Tensor = self(ids_BT, targets_BT, segments_BT)[1]
         return loss
+
+    def measure(self, ids_BT: Tensor, targets_BT: Tensor, segments_BT: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The mean loss, and how many of the targets that are learnt were the likeliest token; each of shape ()."""
+        if head := self._long_head(ids_BT, segments_BT):
+            return measure_of_head(*head, targets_BT.flatten())
+        logits_BTV, loss = self(ids_BT, targets_BT, segments_BT)
+        return loss, num_right(logits_BTV, targets_BT)
+
+    def _long_head(self, ids_BT: Tensor, segments_BT: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None] | None:
+        """What `before_head` gives, of all tokens in one line, where it is better not to keep all their logits."""
+        if not is_worthwhile(ids_BT.numel(), self.vocab_size):
+            return None
+        head = self.before_head(ids_BT, segments_BT)
+        return None if head is None else (head[0].flatten(0, 1), *head[1:])
 
     @abstractmethod
     def before_head(

@@ -17,6 +17,50 @@ Turn = Callable[[Tensor], Tensor]
 """What is done to queries and keys (B, H, T, D) before they meet: rotated to their positions, say."""
 
 
+SHORT = 512
+"""Tokens up to which two products and a softmax are sooner done, forward and backward, than torch's kernel for CPUs."""
+
+
+def is_short(q_BHTD: Tensor, k_BHTD: Tensor) -> bool:
+    """Whether `attend_in_products` is the sooner way: in bf16, on a CPU, where gradients are wanted."""
+    num_queries, num_keys = q_BHTD.shape[2], k_BHTD.shape[2]
+    if q_BHTD.device.type != "cpu" or not (torch.is_grad_enabled() and q_BHTD.requires_grad):
+        return False
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else q_BHTD.dtype
+    return dtype is torch.bfloat16 and num_queries == num_keys <= SHORT
+
+
+def attend_in_products(
+    q_BHTD: Tensor,
+    k_BHTD: Tensor,
+    v_BHTD: Tensor,
+    mask_B1TT: Tensor | None = None,
+    dropout: float = 0.0,
+    scale: float | None = None,
+    *,
+    is_causal: bool = True,
+) -> Tensor:
+    """Mixed values (B, H, T, D), as of `scaled_dot_product_attention` but that scores are rounded to bf16.
+
+    Args:
+        mask_B1TT: True where one may look at the other, or numbers to add to the scores.
+        scale: Of the scores; by default one over the root of D.
+        is_causal: None looks ahead; with a mask, that says it.
+    """
+    B, H, T, D = q_BHTD.shape
+    scale = D**-0.5 if scale is None else scale
+    q, k, v = (part.to(torch.bfloat16).flatten(0, 1) for part in (q_BHTD, k_BHTD, v_BHTD))
+    if mask_B1TT is None:
+        hidden = q.new_full((T, T), -torch.inf).triu(1) if is_causal else q.new_zeros(T, T)
+        scores = torch.baddbmm(hidden, q, k.transpose(1, 2), alpha=scale)
+    else:
+        if mask_B1TT.dtype is torch.bool:
+            mask_B1TT = q.new_zeros(mask_B1TT.shape).masked_fill_(~mask_B1TT, -torch.inf)
+        scores = (torch.bmm(q, k.transpose(1, 2)).view(B, H, T, T) * scale + mask_B1TT.to(q.dtype)).flatten(0, 1)
+    shares = torch.softmax(scores, -1, dtype=torch.float32).to(q.dtype)
+    return torch.bmm(F.dropout(shares, dropout), v).view(B, H, T, D)
+
+
 class Attention(nn.Module):
     """Causal self-attention over all heads at once."""
 
@@ -44,14 +88,12 @@ class Attention(nn.Module):
             k_BHTD = torch.cat([past[0], k_BHTD], dim=2)
             v_BHTD = torch.cat([past[1], v_BHTD], dim=2)
         assert past is None or (T == 1 and mask_B1TT is None), "with a cache, tokens come one at a time"
-        y_BHTD = F.scaled_dot_product_attention(
-            q_BHTD,
-            k_BHTD,
-            v_BHTD,
-            attn_mask=mask_B1TT,
-            dropout_p=self.dropout if self.training else 0.0,
-            is_causal=past is None and mask_B1TT is None,
-        )
+        dropout = self.dropout if self.training else 0.0
+        if is_short(q_BHTD, k_BHTD):
+            y_BHTD = attend_in_products(q_BHTD, k_BHTD, v_BHTD, mask_B1TT, dropout)
+        else:
+            is_causal = past is None and mask_B1TT is None
+            y_BHTD = F.scaled_dot_product_attention(q_BHTD, k_BHTD, v_BHTD, mask_B1TT, dropout, is_causal)
         return self.out(y_BHTD.transpose(1, 2).reshape(B, T, C)), (k_BHTD, v_BHTD)
 
 

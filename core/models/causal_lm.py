@@ -25,6 +25,12 @@ from core.models.lora import ALL_LINEAR, adapter_config, adapter_targets, wrap_w
 from core.models.pretrained import load_causal_lm, load_tokenizer
 from core.tokens.tokenizer import PretrainedTokenizer, TokenIds
 
+_SCALED_HEADS = (
+    *("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap"),
+    *("logit_scale", "logits_scaling", "lm_head_multiplier"),
+)
+"""What families call what they do to their logits."""
+
 
 class CausalLM(LanguageModel):
     """A Hugging Face model with its tokenizer.
@@ -223,8 +229,18 @@ def _are_told_apart(model: CausalLM) -> bool:
     return bool((together_BTV - alone_BTV).abs().max() <= 1e-4 * alone_BTV.abs().max())
 
 
+def says_scaled_head(config: Any) -> bool:
+    """Whether a family's configuration says that it scales or bounds its logits."""
+    return any(getattr(config, name, None) for name in _SCALED_HEADS)
+
+
 def _has_plain_head(model: CausalLM) -> bool:
-    """Compare what is said of a few tokens with what its last linear layer alone makes of them."""
+    """Compare what is said of a few tokens with what its last linear layer alone makes of them.
+
+    A bound far above the logits of fresh weights would not show, so what the configuration says counts, too.
+    """
+    if says_scaled_head(model.network.config):
+        return False
     model._plain_head = True
     ids_BT = torch.tensor([[1, 2, 3]], device=next(model.parameters()).device) % model.vocab_size
     was_training = model.training

@@ -92,8 +92,9 @@ def _begin_with(made: Any, token: str) -> None:
     from tokenizers.processors import Sequence, TemplateProcessing
 
     before = [] if made.post_processor is None else [made.post_processor]
-    ids = [(token, made.token_to_id(token))]
-    made.post_processor = Sequence([*before, TemplateProcessing(single=f"{token} $A", special_tokens=ids)])
+    # The library reads a language there, in which any token may mean something: so it goes by another name.
+    special = [{"id": "B", "ids": [made.token_to_id(token)], "tokens": [token]}]
+    made.post_processor = Sequence([*before, TemplateProcessing(single="B $A", special_tokens=special)])
 
 
 def _cutter(pre: Any) -> Any:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from core.losses import UNLEARNT
+from core.losses import UNLEARNT, num_right
 
 LOGITS_AT_ONCE = 1 << 25
 """Numbers: enough that a matrix's gradient is seldom added up of more than a few stretches."""
@@ -21,11 +21,14 @@ WORTHWHILE_LOGITS = 1 << 22
 """Fewer are done in one go sooner than in stretches."""
 
 
-def is_worthwhile(num_tokens: int, vocab_size: int, device: str) -> bool:
-    """Whether the logits of so many tokens are better not kept; fp16's gradients need a scale before they are made."""
-    if torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) is torch.float16:
-        return False
+def is_worthwhile(num_tokens: int, vocab_size: int) -> bool:
+    """Whether the logits of so many tokens are better not kept."""
     return num_tokens * vocab_size >= WORTHWHILE_LOGITS
+
+
+def needs_scale(device: str) -> bool:
+    """Whether gradients of autocast's type vanish unless the loss is scaled before they are made, as those of fp16."""
+    return torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) is torch.float16
 
 
 def loss_of_head(x_NC: Tensor, weight_VC: Tensor, bias_V: Tensor | None, targets_N: Tensor) -> Tensor:
@@ -36,6 +39,16 @@ def loss_of_head(x_NC: Tensor, weight_VC: Tensor, bias_V: Tensor | None, targets
     """
     loss: Tensor = _HeadLoss.apply(x_NC, weight_VC, bias_V, targets_N)  # type: ignore[no-untyped-call]  # torch's own
     return loss
+
+
+def measure_of_head(x_NC: Tensor, weight_VC: Tensor, bias_V: Tensor | None, targets_N: Tensor) -> tuple[Tensor, Tensor]:
+    """The same loss without gradients, and how many of the targets that are learnt were the likeliest token."""
+    total, right = torch.zeros((), device=x_NC.device), torch.zeros((), dtype=torch.long, device=x_NC.device)
+    for part in _stretches(len(targets_N), len(weight_VC)):
+        logits = F.linear(x_NC[part], weight_VC, bias_V)
+        total += F.cross_entropy(logits.float(), targets_N[part], ignore_index=UNLEARNT, reduction="sum")
+        right += num_right(logits, targets_N[part])
+    return total / (targets_N != UNLEARNT).sum(), right
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -66,11 +79,15 @@ class _HeadLoss(torch.autograd.Function):
             if grad_bias is not None:
                 grad_bias += slope.sum(0)
             slope = slope.to(dtype)
+            del logs
             if grad_x is not None:
                 torch.mm(slope, weight_in, out=grad_x[part])
             if needs_weight:
                 found = slope.T @ x
                 grad_weight = found.to(weight_VC.dtype) if grad_weight is None else grad_weight.add_(found)
+                del found
+            # Or the next stretch would be made beside it.
+            del slope
         # Not among the saved: those stay referred to while they are handed on, and would be copied for it.
         ctx.made = grad_x, grad_weight, grad_bias
         ctx.x_type = x_NC.dtype

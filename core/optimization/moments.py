@@ -123,13 +123,14 @@ class _Place:
 
     def put_back(self, moments: Moments) -> None:
         state = self.optimizer.state[self.parameter]
+        is_fused = self.optimizer.param_groups[self.number].get("fused")
         for moment, value in moments.items():
             if self.is_in_8_bits:
                 # Its step is a plain number, and its tensors are of types that no parameter has.
                 state[moment] = int(value) if moment == "step" else value.to(state[moment].device, copy=True)
                 continue
-            # AdamW's step count lives on the host unless it is fused, whatever device the moments are on.
-            place = value.device if value.dim() == 0 and moment == "step" else self.parameter.device
+            # AdamW's count of steps is on the host, unless it is fused: then it is where the parameter is.
+            place = value.device if moment == "step" and not is_fused else self.parameter.device
             kind = value.dtype if moment == "step" else self.parameter.dtype
             # One copy, on memory that torch aligned: what was loaded may be a file's own pages.
             state[moment] = value.to(place, kind, copy=True)

@@ -339,22 +339,3 @@ def test_a_job_of_an_earlier_release_keeps_all_also_after_it_was_changed(
     changed = client.post(f"/jobs/{job.id}/resume", json={"learning_rate": 0.1}).json()
     assert changed["config"]["keep_checkpoints"] == 0
     assert [item["field"] for item in changed["diff"]] == ["learning_rate"]
-
-
-def test_the_best_of_a_job_has_a_name(client: TestClient, submit: Callable[..., Job], hand: Hand, save: Save) -> None:
-    submit()
-    job = hand.claim()
-    path = f"/checkpoints/{job.id}:best"
-    assert client.get(path).json()["detail"] == f"Job {job.id} has no checkpoint with a validation loss."
-    losses = {5: 2.0, 10: 1.5, 15: 1.7, 20: None}
-    saved = {step: save(step=step, job_id=job.id, run=job.id, val_loss=loss) for step, loss in losses.items()}
-    for item in saved.values():
-        kind, said = said_of(item)
-        hand.say(job, (kind, {**said, "val_loss": item.manifest.val_loss}))
-    best = saved[10]
-    assert client.get(path).json()["id"] == best.manifest.id
-    heir = client.post(f"/jobs/{job.id}:best/resume", json={"training_steps": 5}).json()
-    assert (heir["parent"], heir["start_step"]) == (best.manifest.id, 10)
-    shutil.rmtree(best.path)
-    assert client.get(path).json()["id"] == saved[15].manifest.id
-    assert code_of(client.get("/checkpoints/nobody:best")) == (404, "job_not_found")

@@ -297,6 +297,15 @@ def test_a_header_is_known_by_its_hash(gguf_folder: Path, folders: dict[str, Pat
     assert (read_gguf_header(same).sha256 == known, read_gguf_header(other).sha256 == known) == (True, False)
 
 
+@pytest.mark.parametrize("token", ["<a b>", "$A", "$0:1", "a:1"])
+def test_a_token_to_begin_with_may_be_called_anything(folders: dict[str, Path], tmp_path: Path, token: str) -> None:
+    """The library has a language for what stands before a text, in which each of these means something."""
+    tokens = read_gguf_header(make_gguf(tmp_path / "plain", folders["llama"])).settings["tokenizer.ggml.tokens"]
+    said = {"tokenizer__ggml__tokens": [token, *tokens[1:]], "tokenizer__ggml__add_bos_token": True}
+    model = CausalLM(make_gguf(tmp_path / "gguf", folders["llama"], **said).parent)
+    assert model.tokenizer.beginning("a") == [0]
+
+
 @pytest.mark.parametrize(("said", "is_begun"), [({}, True), ({"tokenizer__ggml__add_bos_token": False}, False)])
 def test_a_llama_3_begins_each_text_with_a_token_unless_the_file_says_otherwise(
     folders: dict[str, Path], tmp_path: Path, said: dict[str, Any], is_begun: bool

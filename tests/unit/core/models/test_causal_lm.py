@@ -45,7 +45,10 @@ def plain(folder: Path) -> Any:
 @pytest.mark.parametrize("family", list(FAMILIES))
 def test_a_base_says_what_transformers_makes_it_say(folders: dict[str, Path], family: str) -> None:
     model = CausalLM(folders[family])
-    assert torch.equal(logits(model.network), logits(plain(folders[family])))
+    theirs = plain(folders[family])
+    # GPT-2's GELU is rounded otherwise here, see `core.models.kernels`.
+    bound = {"rtol": 1e-5, "atol": 1e-6} if family == "gpt2" else {"rtol": 0, "atol": 0}
+    torch.testing.assert_close(logits(model.network), logits(theirs), **bound)
     with torch.inference_mode():
         first_BV, cache = model.predict(IDS_BT[:, :6])
         torch.testing.assert_close(first_BV, logits(model.network)[:, 5], rtol=1e-4, atol=1e-5)

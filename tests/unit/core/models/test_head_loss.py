@@ -12,11 +12,12 @@ from torch import Tensor
 
 from core.checkpointing import CheckpointStore, load_checkpoint
 from core.events import Event, Step
-from core.losses import UNLEARNT, next_token_loss
+from core.losses import UNLEARNT, next_token_loss, num_right
 from core.models import head_loss
 from core.models.causal_lm import CausalLM
 from tests.tiny_models import FAMILIES, make_model_folder
 from tests.unit.core.conftest import KINDS, TEXT
+from tests.unit.core.copies import Copies
 
 
 @pytest.fixture
@@ -86,6 +87,15 @@ def gradients(model: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:
             parameter.grad = None
 
 
+@torch.inference_mode()
+def check_measure(model: Any, *given: Tensor | None) -> None:
+    """An evaluation's loss and right tokens."""
+    loss, right = model.measure(*given)
+    logits_BTV, expected = model(*given)
+    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=1e-6)
+    assert int(right) == int(num_right(logits_BTV, given[1]))
+
+
 def check_on(model: Any) -> None:
     """Loss and gradients of rows that two examples share."""
     ids_BT = torch.randint(0, model.vocab_size, (2, 16), generator=torch.Generator().manual_seed(1))
@@ -101,6 +111,7 @@ def check_on(model: Any) -> None:
         torch.testing.assert_close(loss, expected, rtol=1e-6, atol=1e-6)
         theirs = dict(gradients(model))
         assert ours.keys() == theirs.keys()
+        check_measure(model, ids_BT, targets_BT, segments)
         for name, gradient in theirs.items():
             torch.testing.assert_close(ours[name], gradient, rtol=1e-4, atol=1e-6 * gradient.abs().max().item() + 1e-9)
 
@@ -120,6 +131,25 @@ def test_every_family_has_the_same_loss_and_gradients(tmp_path: Path, family: st
     # Gemma 2 bounds its logits.
     assert model.has_plain_head == (family != "gemma2")
     check_on(model)
+
+
+@pytest.mark.parametrize("name", ["final_logit_softcapping", "logits_soft_cap", "logit_scale"])
+def test_a_head_that_is_said_to_do_more_is_not_taken_for_plain(tmp_path: Path, name: str) -> None:
+    """A bound of 30 bends logits of fresh weights by less than rounding does."""
+    model = CausalLM(make_model_folder(tmp_path / "llama", TEXT, "llama")).eval()
+    setattr(model.network.config, name, 30.0)
+    assert not model.has_plain_head
+
+
+@pytest.mark.usefixtures("always")
+def test_neither_training_nor_an_evaluation_holds_all_logits() -> None:
+    x_NC, weight_VC, _, targets_N = given()
+    x_NC.requires_grad_()
+    with Copies() as copies:
+        head_loss.loss_of_head(x_NC, weight_VC, None, targets_N).backward()
+        head_loss.measure_of_head(x_NC.detach(), weight_VC, None, targets_N)
+    assert copies.largest <= 4 * max(2000, weight_VC.numel())
+    assert copies.largest < 4 * len(x_NC) * len(weight_VC)
 
 
 def losses(events: list[Event]) -> list[float]:

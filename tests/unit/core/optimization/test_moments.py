@@ -79,6 +79,23 @@ def test_without_its_moments_a_run_would_go_elsewhere(build: Build) -> None:
     assert not all(map(torch.equal, part.parameters(), whole.parameters()))
 
 
+@pytest.mark.parametrize("is_fused", [False, True])
+def test_the_count_of_steps_is_where_this_optimizer_looks_for_it(is_fused: bool) -> None:
+    """A fused update reads it where the parameter is; any other on the host."""
+    model = nn.Linear(2, 2)
+    optimizer = adamw(model)
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    kept = saved(optimizer, model)
+    elsewhere = nn.Linear(2, 2, device="meta")
+    again = torch.optim.AdamW(elsewhere.parameters(), lr=0.1)
+    for group in again.param_groups:
+        group["fused"] = is_fused
+    restore_optimizer(again, elsewhere, kept)
+    places = {(key, value.device.type) for state in again.state.values() for key, value in state.items()}
+    assert places == {("step", "meta" if is_fused else "cpu"), ("exp_avg", "meta"), ("exp_avg_sq", "meta")}
+
+
 def test_names_tell_what_is_kept_of_which_parameter() -> None:
     kept = {}
     for name, build in KINDS.items():
