@@ -27,15 +27,15 @@ class Ours:
 
         keep_freed_memory()
         config = parse(TrainingConfig, {"training_steps": 1_000_000, "use_lr_warmup": False, **settings})
-        self._trainer = assemble(config, read_source(source), lambda _: None, lambda: False)
-        self._trainer.parts.model.train()
+        self.trainer = assemble(config, read_source(source), lambda _: None, lambda: False)
+        self.trainer.parts.model.train()
         self._loss = 0.0
 
     def updates(self, count: int) -> float:
         """By the loop's own method."""
         began = time.perf_counter()
         for _ in range(count):
-            self._loss = self._trainer.update()
+            self._loss = self.trainer.update()
         return time.perf_counter() - began
 
     def loss(self) -> float:
@@ -49,15 +49,18 @@ class PlainLoop:
     Args:
         model: A causal language model of transformers, or any module that returns an object with `loss`.
         ids: Token ids of the source, shape (T,).
+        by: The optimizer, where it is another one.
     """
 
-    def __init__(self, model: Any, ids: Any, *, batch_size: int, block_size: int, rate: float, bf16: bool) -> None:
+    def __init__(
+        self, model: Any, ids: Any, *, batch_size: int, block_size: int, rate: float, bf16: bool, by: Any = None
+    ) -> None:
         import torch
 
         self._model, self._ids = model.train(), ids
         self._shape = (batch_size, block_size)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self._optimizer = torch.optim.AdamW(trained, lr=rate, fused=bf16)
+        self._optimizer = by or torch.optim.AdamW(trained, lr=rate, fused=bf16)
         self._generator = torch.Generator().manual_seed(1)
         self._bf16 = bf16
         self._loss = 0.0

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 import time
+from functools import lru_cache
 
 import psutil
 import torch
@@ -50,4 +52,10 @@ def memory_bytes(device: str) -> int:
     """Allocated on the GPU, or resident in this process."""
     if device.startswith("cuda"):
         return int(torch.cuda.memory_allocated(device))
-    return int(psutil.Process().memory_info().rss)
+    return int(_process(os.getpid()).memory_info().rss)
+
+
+@lru_cache(maxsize=1)
+def _process(number: int) -> psutil.Process:
+    """Made once: it reads several files to know itself, and every step asks."""
+    return psutil.Process(number)

@@ -26,7 +26,7 @@ def after(start: torch.Tensor, *gradients: torch.Tensor, inputs_first: bool = Fa
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_all_singular_values_end_up_near_one(shape: tuple[int, int]) -> None:
-    found = orthogonalized(drawn(*shape))
+    found = orthogonalized(drawn(*shape)[None])[0]
     assert found.shape == shape
     values = torch.linalg.svdvals(found.float())
     # The smallest of a square matrix may be as good as nothing, and is lifted as far as five steps lift it.
@@ -38,13 +38,13 @@ def test_directions_are_kept() -> None:
     matrix = drawn(16, 64)
     left, _, right = torch.linalg.svd(matrix, full_matrices=False)
     # Values are lifted to different heights, so the directions agree far better than the numbers do.
-    turned = left.mT @ orthogonalized(matrix).float() @ right.mT
+    turned = left.mT @ orthogonalized(matrix[None])[0].float() @ right.mT
     assert (turned - torch.diag(turned.diagonal())).abs().max() < 0.05
     assert turned.diagonal().min() > 0.5
 
 
 def test_a_gradient_of_nothing_moves_nothing() -> None:
-    assert not orthogonalized(torch.zeros(4, 8)).any()
+    assert not orthogonalized(torch.zeros(1, 4, 8)).any()
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -73,3 +73,17 @@ def test_a_matrix_without_a_gradient_stays_and_needs_no_memory() -> None:
     optimizer.step()
     assert torch.equal(weight, before)
     assert not optimizer.state
+
+
+def test_matrices_move_together_as_they_do_alone() -> None:
+    """Of several shapes, more than are taken at once, and one among them that has no gradient."""
+    shapes = [(512, 1024), (512, 1024), (512, 1024), (8, 16), (8, 16), (16, 8)]
+    starts = [drawn(*shape, seed=number) for number, shape in enumerate(shapes)]
+    together = [nn.Parameter(start.clone()) for start in starts]
+    for number, weight in enumerate(together):
+        weight.grad = None if number == 1 else drawn(*weight.shape, seed=10 + number)
+    Muon(together, lr=0.02, weight_decay=0.01).step()
+    assert torch.equal(together[1], starts[1])
+    for number in (0, 2, 3, 4, 5):
+        alone = after(starts[number], drawn(*shapes[number], seed=10 + number))
+        torch.testing.assert_close(together[number].detach(), alone, rtol=0, atol=2e-4)
