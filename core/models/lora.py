@@ -10,6 +10,7 @@ from torch import nn
 
 from core.errors import ConfigError
 from core.libraries import import_peft
+from core.models.lora_linear import take_adapted
 
 ALL_LINEAR = "all-linear"
 
@@ -55,6 +56,7 @@ def adapter_config(targets: list[str] | str, rank: int, alpha: float, dropout: f
 def add_adapters(model: nn.Module, targets: list[str], rank: int, alpha: float, dropout: float, **more: Any) -> None:
     """Put adapters into `model` in place and freeze everything else; `more` as in `adapter_config`."""
     import_peft().inject_adapter_in_model(adapter_config(targets, rank, alpha, dropout, **more), model)
+    take_adapted(model)
 
 
 def wrap_with_adapters(model: Any, config: Any) -> Any:
@@ -62,4 +64,6 @@ def wrap_with_adapters(model: Any, config: Any) -> Any:
     with warnings.catch_warnings():
         # peft asks transformers by a name that transformers has just deprecated; nothing for a user to act on.
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
-        return import_peft().get_peft_model(model, config)
+        adapted = import_peft().get_peft_model(model, config)
+    take_adapted(adapted)
+    return adapted
