@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := worker,bitsandbytes,postgres,parquet,gguf,dev,source
+EXTRAS := worker,bitsandbytes,postgres,parquet,gguf,dev,bench,source
 WORKERS ?= $(shell $(PYTHON) -c 'import os; print(min(6, (os.cpu_count() or 1) + 1))')
 
 .DEFAULT_GOAL := help

@@ -8,10 +8,11 @@ and with its weights in bf16.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from _alternate import alternate, ceilings
+from _alternate import Contestant, alternate, ceilings
 from _contestants import TEXT, HuggingFaceTrainer, Ours
 from _row import PROJECT, print_row
 
@@ -32,7 +33,7 @@ def main() -> None:
         **{"model_type": "causal_lm", "base_model": str(base), "use_lora": True, "lora_rank": RANK},
         **{"learning_rate": RATE, "precision": "bf16", **SHAPE},
     }
-    makers = {
+    makers: dict[str, Callable[[], Contestant]] = {
         "ours": partial(Ours, settings=settings),
         "trainer_autocast": partial(peer, base, short_weights=False),
         "trainer_bf16_weights": partial(peer, base, short_weights=True),

@@ -29,10 +29,11 @@ ROUNDS = 2
 SHAPE = {"batch_size": 12, "block_size": 64}
 MODEL = {"n_embd": 128, "n_head": 4, "n_layer": 4}
 THEIR_UPDATES, THEIR_RATE, THEIR_RISE = 2000, 1e-3, 100
-OUR_UPDATES = 450
+OUR_UPDATES = 340
 OUR_SETTINGS: dict[str, Any] = {
     **{"model_type": "from_scratch", "architecture": "modern", "precision": "bf16", "training_steps": OUR_UPDATES},
-    **{"optimizer": "muon", "muon_learning_rate": 0.02, "learning_rate": 5e-3, "lr_schedule": "linear"},
+    **{"optimizer": "muon", "muon_learning_rate": 0.03, "learning_rate": 1.5e-2},
+    **{"lr_schedule": "wsd", "decay_fraction": 0.6},
 }
 WINDOWS = 1000
 """Of the validation part, evenly spread, that a model is measured on."""

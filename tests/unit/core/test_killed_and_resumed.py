@@ -126,3 +126,23 @@ def test_a_rank_that_ran_short_of_memory_once_changes_all_of_them_for_good(
     undisturbed = result(tmp_path / "undisturbed")
     assert result(tmp_path / "killed") == undisturbed
     assert "computed in 2 parts" in undisturbed["said"]["warning None"]["message"]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_two_ranks_learn_what_one_process_learns_from_twice_the_batches(
+    carry_out: CarryOut, plan: Callable[..., dict[str, Any]], tmp_path: Path, kind: str, precision: str
+) -> None:
+    """To the last bit: halves are exact. But for dropout, of which each process draws its own."""
+    settings = {"dropout": 0.0, "lora_dropout": 0.0, "precision": precision}
+    carry_out(tmp_path / "ranks", plan(kind, num_processes=2, **settings), [])
+    carry_out(tmp_path / "alone", plan(kind, gradient_accumulation_steps=2, **settings), [])
+    ranks, alone = result(tmp_path / "ranks"), result(tmp_path / "alone")
+    learnt = [name for name in alone["files"] if name.endswith(".safetensors")]
+    assert len(learnt) >= 2
+    assert {name: ranks["files"][name] for name in learnt} == {name: alone["files"][name] for name in learnt}
+    losses = [
+        [data["loss"] for told, data in run["said"].items() if told.startswith("step ")] for run in (ranks, alone)
+    ]
+    assert len(losses[0]) == 16
+    assert losses[0] == losses[1]
