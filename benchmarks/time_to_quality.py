@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import multiprocessing
+import shutil
 import statistics
 import sys
 import tempfile
@@ -41,6 +42,9 @@ WINDOWS = 1000
 
 def main() -> None:
     """Measure and print a row for each text."""
+    if not sys.argv[1:] and not shutil.which("npm"):
+        print("There is no text to learn: npm, which would fetch some, is not installed.", file=sys.stderr)
+        return
     with tempfile.TemporaryDirectory() as folder:
         texts = {path: Path(path) for path in sys.argv[1:]} or corpora(Path(folder))
         for name, path in texts.items():
