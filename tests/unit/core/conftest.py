@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from core.assembly import assemble
-from core.checkpointing import CheckpointStore
+from core.checkpointing import CheckpointStore, load_checkpoint
 from core.config import TrainingConfig, parse
 from core.events import Event
 from core.sources.corpus import Corpus, Part
@@ -128,3 +128,19 @@ def run(source: SourceText) -> Callable[..., Run]:
         return Run(config, given.pop("source", source), **given)
 
     return run
+
+
+@pytest.fixture
+def check_resume(run: Callable[..., Run], store: CheckpointStore) -> Callable[[TrainingConfig], None]:
+    """That a run which goes on from its checkpoint at step 4 ends with the weights of the one never stopped."""
+
+    def check(settings: TrainingConfig) -> None:
+        whole = run(settings, store=store)
+        whole.trainer.train()
+        content = load_checkpoint(next(item.path for item in store if item.manifest.step == 4))
+        second = run(settings, resume=content, end_step=content["end_step"])
+        second.trainer.train()
+        ends = [told.trainer.parts.model.state_dict() for told in (whole, second)]
+        assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+
+    return check

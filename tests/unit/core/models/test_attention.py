@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from core.checkpointing import CheckpointStore, load_checkpoint
 from core.models import attention
 from core.models.attention import attend_in_products, is_short, segment_mask
 from core.models.causal_lm import CausalLM
@@ -94,15 +93,6 @@ def test_every_family_takes_it_and_learns_the_same(
 
 
 @pytest.mark.parametrize("kind", ["from_scratch", "gpt2", "llama_lora"])
-def test_a_resumed_run_is_the_one_never_stopped(
-    run: Any, config: Any, store: CheckpointStore, kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_resumed_run_is_the_one_never_stopped(check_resume: Any, config: Any, kind: str) -> None:
     """With its dropout, whose random numbers are drawn otherwise than the kernel's."""
-    settings = config(kind, precision="bf16", dropout=0.1)
-    whole = run(settings, store=store)
-    whole.trainer.train()
-    content = load_checkpoint(next(item.path for item in store if item.manifest.step == 4))
-    second = run(settings, resume=content, end_step=content["end_step"])
-    second.trainer.train()
-    ends = [told.trainer.parts.model.state_dict() for told in (whole, second)]
-    assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+    check_resume(config(kind, precision="bf16", dropout=0.1))

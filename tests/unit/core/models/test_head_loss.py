@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from core.checkpointing import CheckpointStore, load_checkpoint
 from core.events import Event, Step
 from core.losses import UNLEARNT, next_token_loss, num_right
 from core.models import head_loss
@@ -176,14 +175,5 @@ def test_two_hundred_steps_are_those_of_the_plain_loss(
 
 @pytest.mark.usefixtures("always")
 @pytest.mark.parametrize("kind", ["modern", "gpt2", "llama_lora"])
-def test_a_resumed_run_is_the_one_never_stopped(run: Any, config: Any, store: CheckpointStore, kind: str) -> None:
-    settings = config(kind, precision="bf16")
-    whole = run(settings)
-    whole.trainer.train()
-    first = run(settings, store=store)
-    first.trainer.train()
-    content = load_checkpoint(next(item.path for item in store if item.manifest.step == 4))
-    second = run(settings, resume=content, end_step=content["end_step"])
-    second.trainer.train()
-    ends = [told.trainer.parts.model.state_dict() for told in (whole, second)]
-    assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+def test_a_resumed_run_is_the_one_never_stopped(check_resume: Any, config: Any, kind: str) -> None:
+    check_resume(config(kind, precision="bf16"))

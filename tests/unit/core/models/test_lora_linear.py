@@ -114,3 +114,9 @@ def test_without_adapters_it_is_the_base(tmp_path: Path) -> None:
     with model.without_adapters():
         assert torch.equal(model.loss(ids_BT, ids_BT), base)
     assert not torch.equal(model.loss(ids_BT, ids_BT), base)
+
+
+@pytest.mark.parametrize("kind", ["gpt2_lora", "llama_lora"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_resumed_run_is_the_one_never_stopped(check_resume: Any, config: Any, kind: str, precision: str) -> None:
+    check_resume(config(kind, precision=precision, lora_dropout=0.0))
